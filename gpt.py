@@ -2,26 +2,24 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.9,<2.14", "numpy"]
 # ///
-"""Train a character-level GPT on Tiny Shakespeare, and delete any part of it with one flag.
-
-python gpt.py            the full model: train it, then sample from it
-python gpt.py --no-norm  the same without LayerNorm, to see what LayerNorm is for
-"""
+"""Train a character-level GPT on Tiny Shakespeare, and delete any part of it with one flag."""
 
 import signal
 
-if __name__ == "__main__":  # Ctrl-C ends the program quietly, except in train, which returns
+if __name__ == "__main__":  # Ctrl-C ends the program without a traceback; in train, it ends that
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import hashlib
 import json
-import math
 import os
+import pydoc_data.topics
 import re
 import socket
 import sys
+import tempfile
 import time
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +28,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
-# 1. The flags: each a line here and a line where it acts; the command line follows by itself.
-# The parts, and what is lost when one goes.
-N_HEAD = 4  # 1: one wide look at the past where there were several narrow ones
+# 1. The flags, a line each here and one where it acts. First the parts: what is lost when one goes?
+N_HEAD = 4  # 1: one wide look at the past where there were several narrow ones; divides N_EMBD
 POSITION = True  # off: attention sees a bag of characters; all order comes from the causal mask
 ROTARY = True  # off: positions are learned and added at the input, not turned into q and k
 OPTIMIZER = "adamw"  # "sgd": one step size (its own best) for all weights
+LEARNING_RATE = 0.0  # constant, above 0; or 0: the optimizer's own best
 AVERAGE = True  # off: the last step's weights, noise and all; nothing replaces a schedule
 NORM = True  # off: activations grow or shrink from layer to layer
 RESIDUAL = True  # off: each layer must pass on all it got; gradients fade on their way down
@@ -51,69 +49,58 @@ TIE = True  # off: reading and writing characters get a matrix each
 SCALED_INIT = True  # off: every matrix starts at N(0, 0.02²) and training stalls at first
 FLASH = True  # off: softmax(QKᵀ/√d)·V written out, with the same numbers
 BIAS = False  # on: every linear layer and norm adds a vector, as in GPT-2
-DROPOUT = 0.0  # this share of each layer's output is zeroed in training; for long runs
-# The sizes.
-N_EMBD = 64  # channels of each character's vector
-BLOCK_SIZE = 64  # characters of context
-BATCH_SIZE = 16  # texts in a step
-STEPS = 3500  # optimizer steps; 0: sample only
-LEARNING_RATE = 0.0  # the constant rate; 0: the optimizer's own best, from RATES
-# The knobs.
-SEED = 1  # of the weights, the batches and the sample
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # "cuda", "mps" or "cpu"
-BFLOAT16 = False  # on: matrix products in bfloat16; for CUDA
-COMPILE = False  # on: torch.compile; for CUDA, or a long run
-DATA = "input.txt"  # a UTF-8 text; the default is fetched if it is not there
-SAVE = "gpt.pt"  # where weights, flags and vocabulary go after training; "": nowhere
+DROPOUT = 0.0  # the share of each layer's output that is zeroed in training, 0 to 1; for long runs
+N_EMBD = 64  # channels of each character's vector, 1 or more
+BLOCK_SIZE = 64  # characters of context, 1 or more
+BATCH_SIZE = 16  # texts in a step, 1 or more
 LOAD = ""  # a file that --save wrote: sample from it (--steps 0) or train on
-PROMPT = ""  # how the sample begins; default: a new line
-SAMPLE = 500  # characters to sample
-TEMPERATURE = 1.0  # below 1: safer characters; above: wilder; 0: always the likeliest
+STEPS = 3000  # optimizer steps; 0: none, only sample
+SEED = 1  # 0 or more: draws the weights, the batches and the sample
+DEVICE = (
+    "cuda" if torch.cuda.is_available() else "cpu"
+)  # "cpu", or "cuda" or "mps" where there is one
+BFLOAT16 = False  # on: matrix products of training in bfloat16
+DATA = "input.txt"  # a UTF-8 text; the default is fetched if it is not there
+SAVE = "gpt.pt"  # where weights, flags and vocabulary go, if it can be written; "": nowhere
+PROMPT = ""  # how the sample begins; default: the vocabulary's first character, a new line
+SAMPLE = 500  # how many characters to sample
+TEMPERATURE = 1.0  # 0: always the likeliest character; below 1: safe; above 1: wild
 TOP_K = 0  # sample from the k likeliest characters only; 0: from all
 
-ON_CUDA = dict(N_HEAD=6, N_LAYER=6, N_EMBD=384, BLOCK_SIZE=256, BATCH_SIZE=64, STEPS=3000)
-ON_CUDA |= dict(LEARNING_RATE=1e-3, DROPOUT=0.2, BFLOAT16=True, COMPILE=True)
-RATES = {"adamw": 4e-3, "sgd": 0.3}
 HELP = dict(re.findall(r"^([A-Z_\d]+) = .+?  [#] (.+)", Path(__file__).read_text("utf-8"), re.M))
 FULL = {flag: globals()[flag] for flag in HELP}
-MODEL = list(FULL)[: list(FULL).index("SEED")]
+MODEL = list(FULL)[: list(FULL).index("STEPS")]
+ON_CUDA = dict(N_LAYER=6, N_EMBD=384, BLOCK_SIZE=256, BATCH_SIZE=64, DROPOUT=0.2, BFLOAT16=True)
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
 # 2. The text.
 def read_text():
-    """The text of DATA, fetched if it is the default and missing; offline, Python's own manual."""
-    path = Path(DATA)
-    if DATA == FULL["DATA"] and not os.path.lexists(path):
-        try:
+    """The text of DATA; the default is fetched if missing, or else is Python's own manual."""
+    try:
+        if DATA == FULL["DATA"] and not os.path.lexists(DATA):
             socket.setdefaulttimeout(10)
             torch.hub.download_url_to_file(URL, DATA, SHA256, progress=False)
-        except Exception as error:
-            from pydoc_data.topics import topics
-
-            print(f"Could not fetch {DATA} ({error}): training on Python's own manual instead.")
-            return "\n".join(topics.values())
-    try:
-        if path.stat().st_size > 100e6:
-            raise ValueError("larger than 100 MB; give a part of it")
-        return path.read_bytes().decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--data {DATA}: {error}; it must be a text in UTF-8") from error
+        return Path(DATA).read_bytes().decode("utf-8-sig")
+    except Exception as error:
+        if DATA != FULL["DATA"] or os.path.lexists(DATA):
+            raise ValueError(f"--data {DATA}: {error}; give a UTF-8 text file") from error
+        print(f"Can't fetch {DATA} ({error}): training on Python's own manual instead.")
+        return "\n".join(pydoc_data.topics.topics.values())
 
 
 def encode(text, vocab):
-    """Ids (N,) of N characters: places in vocab, a sorted string. ValueError for unknown ones."""
+    """Ids (N,) of N characters: places in vocab, a sorted string. ValueError for any not there."""
     if unknown := sorted(set(text) - set(vocab)):
-        lacks = " ".join(map(repr, unknown[:20]))
-        raise ValueError(f"{text[:20]!r}: only characters of the vocabulary, which lacks {lacks}")
+        raise ValueError(f"--prompt or --data {text[:20]!r}: not in the vocabulary: {unknown[:20]}")
     codes = [np.frombuffer(s.encode("utf-32-le", "surrogatepass"), "<u4") for s in (vocab, text)]
     return torch.from_numpy(np.searchsorted(*codes))
 
 
 def decode(ids, vocab):
     """The text of N characters for ids (N,)."""
-    return "".join(np.array(list(vocab), object)[np.asarray(ids)])
+    return "".join(vocab[i] for i in ids)
 
 
 def batch(ids, generator):
@@ -125,35 +112,32 @@ def batch(ids, generator):
 
 # 3. The model: B texts, T characters, C channels, H heads of D = C / H channels, V characters.
 def rotate(x):
-    """Turn channel pairs of x (..., T, D) by angles that grow with the position: a score then
-    depends on how far q is from k. Su et al. 2021, https://arxiv.org/abs/2104.09864"""
-    T, D = x.shape[-2:]
-    frequency = 10_000 ** -(torch.arange(0, D, 2) / D)  # (D / 2)
-    angle = torch.outer(torch.arange(T), frequency).to(x.device)  # (T, D / 2)
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (2, B, H, T, D / 2)
-    return torch.view_as_real(pairs * (1j * angle).exp()).flatten(-2).to(x.dtype)
+    """Turn channel pairs of x (B, H, T, D) by angles that grow with the position, so that scores
+    depend on distance. Su et al. 2021, https://arxiv.org/abs/2104.09864"""
+    half = x.size(-1) // 2
+    rate = 1e-4 ** (torch.arange(half, device=x.device) / half)
+    angle = torch.arange(x.size(-2), device=x.device)[:, None] * rate  # (T, D / 2)
+    a, b, rest = x.tensor_split([half, 2 * half], -1)  # (B, H, T, D / 2)
+    cos, sin = angle.cos(), angle.sin()  # (T, D / 2)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], -1)  # (B, H, T, D)
 
 
 def attention(q, k, v):
-    """softmax(QKᵀ/√d)·V: each position's weighted mean of the values it may see.
-
-    q, k, v and the result: (B, H, T, D); without QUERY_KEY q and k play no part.
-    Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
-    """
+    """softmax(QKᵀ/√d)·V, each (B, H, T, D): the weighted mean of the values each position may see.
+    Without QUERY_KEY q and k are None. Vaswani et al. 2017, https://arxiv.org/abs/1706.03762"""
     past = torch.ones(v.size(-2), v.size(-2), dtype=torch.bool, device=v.device).tril()  # (T, T)
     if not QUERY_KEY:
         return v.cumsum(-2) / past.sum(-1, True) if CAUSAL else v.mean(-2, True).expand_as(v)
-    scale = 1 / math.sqrt(q.size(-1)) if SCALE else 1.0
+    scale = q.size(-1) ** -0.5 if SCALE else 1.0
     if FLASH:
         return F.scaled_dot_product_attention(q, k, v, is_causal=CAUSAL, scale=scale)
-    scores = q @ k.transpose(-2, -1) * scale  # (B, H, T, T)
-    if CAUSAL:
-        scores = scores.masked_fill(~past, -math.inf)  # (B, H, T, T)
+    scores = q @ k.mT * scale  # (B, H, T, T)
+    scores = scores.masked_fill(~past, -torch.inf) if CAUSAL else scores  # (B, H, T, T)
     return scores.softmax(-1) @ v  # (B, H, T, D)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, (B, T, C) to (B, T, C)."""
+    """Communication: each character gathers from those before it. (B, T, C) to (B, T, C)."""
 
     def __init__(self):
         super().__init__()
@@ -162,45 +146,15 @@ class Attention(nn.Module):
 
     def forward(self, x):
         qkv = self.qkv(x).unflatten(-1, (-1, N_HEAD, N_EMBD // N_HEAD))  # (B, T, 3, H, D)
-        qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
-        qk, v = qkv[:-1], qkv[-1]
-        if POSITION and ROTARY and QUERY_KEY:
-            qk = rotate(qk)  # (2, B, H, T, D)
-        y = attention(*(qk if QUERY_KEY else (None, None)), v)  # (B, H, T, D)
-        return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
+        *qk, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D)
+        qk = [rotate(x) if POSITION and ROTARY else x for x in qk] or (None, None)
+        return self.proj(attention(*qk, v).transpose(1, 2).flatten(2))  # (B, T, C)
 
 
-class FeedForward(nn.Module):
-    """A multilayer perceptron on each character alone, (B, T, C) to (B, T, C)."""
-
-    def __init__(self):
-        super().__init__()
-        self.up = nn.Linear(N_EMBD, 4 * N_EMBD, bias=BIAS)
-        self.proj = nn.Linear(4 * N_EMBD, N_EMBD, bias=BIAS)
-
-    def forward(self, x):
-        x = self.up(x)  # (B, T, 4 * C)
-        return self.proj(F.gelu(x) if GELU else F.relu(x))  # (B, T, C)
-
-
-class Block(nn.Module):
-    """Communication, then computation, each x + f(norm(x)): (B, T, C) to (B, T, C)."""
-
-    def __init__(self):
-        super().__init__()
-        layers = [Attention] * ATTENTION + [FeedForward] * MLP
-        self.layers = nn.ModuleList(nn.Sequential(norm(), layer()) for layer in layers)
-
-    def forward(self, x):
-        for layer in self.layers:
-            y = F.dropout(layer(x), DROPOUT, self.training)  # (B, T, C)
-            x = x + y if RESIDUAL else y  # (B, T, C)
-        return x
-
-
-def norm():
-    """LayerNorm unless NORM is off. Ba et al. 2016, https://arxiv.org/abs/1607.06450"""
-    return nn.LayerNorm(N_EMBD, bias=BIAS) if NORM else nn.Identity()
+def feed_forward():
+    """Computation: a multilayer perceptron on each character alone. (B, T, C) to (B, T, C)."""
+    up, proj = nn.Linear(N_EMBD, 4 * N_EMBD, BIAS), nn.Linear(4 * N_EMBD, N_EMBD, BIAS)
+    return nn.Sequential(OrderedDict(up=up, gelu=nn.GELU() if GELU else nn.ReLU(), proj=proj))
 
 
 class GPT(nn.Module):
@@ -209,246 +163,168 @@ class GPT(nn.Module):
     def __init__(self, vocab_size):
         super().__init__()
         self.wte = nn.Embedding(vocab_size, N_EMBD)
-        if POSITION and not ROTARY and N_LAYER:
-            self.wpe = nn.Embedding(BLOCK_SIZE, N_EMBD)
-        self.blocks = nn.Sequential(*(Block() for _ in range(N_LAYER)))
-        self.norm = norm()
+        self.wpe = nn.Embedding(BLOCK_SIZE, N_EMBD) if POSITION and N_LAYER and not ROTARY else None
+        block = [Attention] * ATTENTION + [feed_forward] * MLP
+        norm = nn.LayerNorm if NORM else nn.Identity  # https://arxiv.org/abs/1607.06450
+        self.layers = nn.ModuleList(layer() for layer in block * N_LAYER)
+        self.norms = nn.ModuleList(norm(N_EMBD, bias=BIAS) for _ in self.layers)
+        self.norm = norm(N_EMBD, bias=BIAS)
         self.head = nn.Linear(N_EMBD, vocab_size, bias=False)
-        if TIE:
-            self.head.weight = self.wte.weight
+        self.head.weight = self.wte.weight if TIE else self.head.weight
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
-                first = RESIDUAL and "proj" in name  # at first every block is the identity
-                std = 0 if first else weight.size(1) ** -0.5
-                nn.init.normal_(weight, 0, std if SCALED_INIT else 0.02)
+                silent = RESIDUAL and "proj" in name  # at first no layer adds anything to x
+                std = 0.02 if not SCALED_INIT else 0 if silent else weight.size(1) ** -0.5
+                nn.init.normal_(weight, 0, std)
 
     def forward(self, ids):
         x = self.wte(ids)  # (B, T, C)
-        if POSITION and not ROTARY and N_LAYER:
-            x = x + self.wpe.weight[: ids.size(1)]  # (B, T, C)
-        x = self.blocks(F.dropout(x, DROPOUT, self.training))  # (B, T, C)
+        x = x + self.wpe.weight[: ids.size(1)] if self.wpe else x  # (B, T, C)
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            y = F.dropout(layer(norm(x)), DROPOUT, self.training)  # (B, T, C)
+            x = x + y if RESIDUAL else y  # (B, T, C)
         return self.head(self.norm(x))  # (B, T, V)
 
 
 # 4. Training.
 @torch.no_grad()
 def evaluate(model, ids):
-    """Mean cross-entropy in nats per character over all windows of ids (N,), each target once."""
+    """Mean cross-entropy in nats a character over every window of ids (N,), each target once."""
     model.eval()
-    pad = (0, -(len(ids) - 1) % BLOCK_SIZE)
-    xs = F.pad(ids[:-1], pad).view(-1, BLOCK_SIZE).split(64)
-    ys = F.pad(ids[1:], pad, value=-100).view(-1, BLOCK_SIZE).split(64)  # -100 is not counted
-    total = 0.0
-    for x, y in zip(xs, ys):
-        logits = model(x.to(DEVICE)).flatten(0, 1).float()  # (B * T, V)
-        total += F.cross_entropy(logits, y.to(DEVICE).flatten(), reduction="sum").item()
+    pad, total = (0, -(len(ids) - 1) % BLOCK_SIZE), 0.0  # padded with targets that don't count
+    windows = F.pad(ids, pad, value=-100).unfold(0, BLOCK_SIZE + 1, BLOCK_SIZE)  # (N / T, T + 1)
+    for window in windows.split(64):
+        logits = model(window[:, :-1].clamp(0).to(DEVICE)).flatten(0, 1)  # (B * T, V)
+        total += F.cross_entropy(logits, window[:, 1:].flatten().to(DEVICE), reduction="sum").item()
     model.train()
     return total / (len(ids) - 1)
 
 
-def average_weights(mean, weights, n):
-    """Weigh step n by about n¹⁵: the last sixteenth of any run. https://arxiv.org/abs/1212.1824"""
-    torch._foreach_lerp_(mean, weights, 16 / (float(n) + 16))
-
-
 def train(model, train_ids, val_ids):
-    """Train for STEPS steps, or until Ctrl-C, or until a loss is not finite.
-
-    Returns the model to use (with AVERAGE the averaged one), the curve, [step, train loss,
-    validation loss] rows (the last two None where it diverged), and the seconds in steps.
-    """
-    rate = LEARNING_RATE or RATES[OPTIMIZER]
-    if OPTIMIZER == "adamw":
-        optimizer = torch.optim.AdamW(model.parameters(), rate, (0.9, 0.95), weight_decay=0)
-    else:
-        optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9)
-    average = AveragedModel(model, multi_avg_fn=average_weights)
+    """Train for STEPS steps, or until Ctrl-C or a loss that is not finite. Returns the model to
+    use, seconds spent in steps, and [step, train loss, validation loss] rows, None if it diverged."""
+    make, rate = {"adamw": (torch.optim.AdamW, 3e-3), "sgd": (torch.optim.SGD, 0.5)}[OPTIMIZER]
+    optimizer = make(model.parameters(), LEARNING_RATE or rate * (64 / N_EMBD) ** 0.5)
+    average = AveragedModel(model, avg_fn=lambda mean, new, n: mean.lerp(new, 16 / (n + 16)))
     best = average.module if AVERAGE else model
-    forward = torch.compile(model) if COMPILE else model
     generator = torch.Generator().manual_seed(SEED)
     live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    curve, losses, val, seconds, shown, stops = [], [], math.nan, 0.0, 0.0, []
-    before = signal.signal(
-        signal.SIGINT, lambda *_: stops.append(signal.signal(signal.SIGINT, before))
-    )
+    curve, seconds, train_loss, val_loss, stops = [], 0.0, 0.0, np.nan, []
+    before = signal.signal(signal.SIGINT, lambda *_: stops.append(signal.signal(2, before)))
     for step in range(1, STEPS + 1):
         start = time.perf_counter()
         x, y = batch(train_ids, generator)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=BFLOAT16):
-            loss = F.cross_entropy(forward(x).flatten(0, 1), y.flatten())
+            loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if AVERAGE:
             average.update_parameters(model)
-        losses.append(loss.item())
+        train_loss += (loss.item() - train_loss) / min(step, 50)
         seconds += time.perf_counter() - start
-        last = step == STEPS or bool(stops) or not math.isfinite(losses[-1])
-        if measured := last or step % max(1, STEPS // 10) == 0:
-            val, mean = evaluate(best, val_ids), sum(losses) / len(losses)
-            finite = math.isfinite(val) and math.isfinite(mean)
-            curve.append([step, mean, val] if finite else [step, None, None])
-            last, losses = last or not finite, losses[-1:]
-        if measured or live and time.perf_counter() > shown + 0.1:
-            shown = time.perf_counter()
-            speed = step * BATCH_SIZE * BLOCK_SIZE / seconds
-            left = (STEPS - step) * seconds / step
-            line = f"{step}/{STEPS}  train {losses[-1]:.3f}  val {val:.4f}  {speed:,.0f} tokens/s  {left:.0f} s left"
-            if live:
-                width = os.get_terminal_size().columns - 1
-                line = f"\r[{'#' * (20 * step // STEPS):.<20}] {line}"[:width].ljust(width)
-            print(line, end="\n" if last or not live else "", flush=True)
+        last = step == STEPS or stops or not np.isfinite(train_loss)
+        if measured := last or step == 1 or step % max(1, STEPS // 10) == 0:
+            val_loss = evaluate(best, val_ids) + 0 * train_loss
+            curve.append([step, *(x if np.isfinite(x) else None for x in (train_loss, val_loss))])
+        if measured or live and step % 10 == 0:
+            line = f"[{'#' * (10 * step // STEPS):.<10}] {step}/{STEPS}  train {train_loss:.3f}"
+            line += f"  val {val_loss:.4f}  {step * x.numel() / seconds:,.0f} tokens/s"
+            line += f"  {(STEPS - step) * seconds / step:.0f} s left"
+            line = f"\r{line[: os.get_terminal_size().columns - 1]}\033[K" if live else line
+            print(line, end="" if live and not last else "\n", flush=True)
         if last:
             break
     signal.signal(signal.SIGINT, before)
-    return best, curve, seconds
+    return best, seconds, curve
 
 
 # 5. Looking.
 @torch.inference_mode()
-def sample(model, ids, n):
-    """Ids (T,) and n more, each drawn from what the model predicts after those before it."""
-    model.eval()
+def sample(model, ids):
+    """Ids (T,) and SAMPLE more, each drawn from what the model predicts after those before it."""
     generator = torch.Generator().manual_seed(SEED)
-    for _ in range(n):
-        logits = model(ids[None, -BLOCK_SIZE:].to(DEVICE))[0, -1].float().cpu()  # (V)
-        logits = logits / max(TEMPERATURE, 1e-6)  # (V)
-        if TOP_K:
-            logits[logits < logits.topk(min(TOP_K, len(logits))).values[-1]] = -math.inf
-        ids = torch.cat([ids, logits.softmax(-1).multinomial(1, generator=generator)])
+    for _ in range(SAMPLE):
+        logits = model(ids[None, -BLOCK_SIZE:].to(DEVICE))[0, -1].cpu()  # (V)
+        top, which = logits.topk(min(TOP_K or len(logits), len(logits)))  # (K)
+        p = (top / max(TEMPERATURE, 1e-6)).softmax(-1)  # (K)
+        ids = torch.cat([ids, which[p.multinomial(1, generator=generator)]])
     return ids
 
 
 # 6. The command line.
 def parse(argv):
-    """The flags that a command line gives, as {"N_HEAD": 1}; --n_head is --n-head."""
-    parser = argparse.ArgumentParser("gpt.py", description=__doc__, allow_abbrev=False)
-    parser.formatter_class, parser.error = argparse.RawDescriptionHelpFormatter, fail
+    """The flags given, as {"N_HEAD": 1}, by the lines above; --n_head is --n-head."""
+    parser = argparse.ArgumentParser("gpt.py", argparse.SUPPRESS, __doc__, allow_abbrev=False)
     for flag, comment in HELP.items():
         kind = type(FULL[flag])
-        how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind)
-        how |= dict(dest=flag, default=argparse.SUPPRESS, help=f"{comment} [{FULL[flag]!r}]")
+        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+        how |= {"dest": flag, "default": argparse.SUPPRESS, "help": f"{comment} [{FULL[flag]!r}]"}
         parser.add_argument("--" + flag.lower().replace("_", "-"), **how)
-    names = [re.match("--[^=]*|", arg)[0] for arg in argv]
-    argv = [name.replace("_", "-") + arg[len(name) :] for name, arg in zip(names, argv)]
-    return vars(parser.parse_args(argv))
+    dashed = [re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), arg) for arg in argv]
+    return vars(parser.parse_args(dashed))
 
 
-def fail(error):
-    """End with one line on standard error and exit status 2."""
-    line = " ".join(f"gpt.py: {error}".split())
-    print(line.encode("ascii", "backslashreplace").decode(), file=sys.stderr)
-    sys.exit(2)
-
-
-def check():
-    """Raise ValueError for a flag that is out of its range or does not go with another."""
-
-    def require(flag, good, right):
-        if not good:
-            name = flag.lower().replace("_", "-")
-            raise ValueError(f"--{name} {globals()[flag]}: must be {right}")
-
-    for flag in ("N_HEAD", "N_EMBD", "BLOCK_SIZE", "BATCH_SIZE"):
-        require(flag, globals()[flag] > 0, "1 or more")
-    for flag in [flag for flag in FULL if type(FULL[flag]) in (int, float)]:
-        require(flag, 0 <= globals()[flag] < 2**63, "0 or more, and finite")
-    require("N_HEAD", N_EMBD % N_HEAD == 0, f"a divisor of --n-embd {N_EMBD}")
-    even = N_EMBD // N_HEAD % 2 == 0 or not (POSITION and ROTARY)
-    require("N_HEAD", even, "--n-embd divided by an even number, or give --no-rotary")
-    require("OPTIMIZER", OPTIMIZER in RATES, "adamw or sgd")
-    require("DROPOUT", DROPOUT < 1, "below 1")
-    folder = Path(SAVE).parent if SAVE else Path()
-    free = folder.is_dir() and os.access(folder, os.W_OK) and not Path(SAVE or "x").is_dir()
-    require("SAVE", free or not STEPS, "a file in a folder that can be written")
-    try:
-        torch.zeros(1, device=DEVICE).item()
-    except Exception:
-        require("DEVICE", False, "cpu, or a device of this machine")
-
-
-def load():
-    """Flags, vocabulary and weights that --save wrote; ValueError if LOAD is another file."""
-    try:
-        saved = torch.load(LOAD, map_location="cpu", weights_only=True)
-        flags = {flag: type(FULL[flag])(saved["flags"][flag]) for flag in MODEL}
-        return flags, "" + saved["vocab"], dict(saved["weights"])
-    except Exception as error:
-        why = f"{type(error).__name__}; give a file that --save wrote"
-        raise ValueError(f"--load {LOAD}: can't be used ({why})") from None
-
-
-def run(given):
-    """Train, record, save and sample with the flags given."""
-    if given.get("DEVICE", DEVICE).startswith("cuda"):
-        FULL.update(ON_CUDA)
+def main(given):
+    """Train or load, record, save and sample with the flags given, as {"N_HEAD": 1}."""
+    FULL.update(ON_CUDA if given.get("DEVICE", DEVICE) == "cuda" else {})
     globals().update(FULL | given)
     if LOAD:
-        flags, vocab, weights = load()
-        globals().update(FULL | flags | {"STEPS": STEPS, "LEARNING_RATE": LEARNING_RATE} | given)
-    check()
+        try:
+            saved = torch.load(LOAD, map_location="cpu", weights_only=True)
+            globals().update({flag: saved["flags"][flag] for flag in MODEL} | given)
+            model, vocab = GPT(len(saved["vocab"])), saved["vocab"]
+            model.load_state_dict(saved["weights"])
+        except Exception:
+            raise ValueError(f"--load {LOAD}: not what --save wrote for these flags") from None
+    good = {flag: 0 <= globals()[flag] < 2**63 for flag in FULL if type(FULL[flag]) in (int, float)}
+    good |= {flag: globals()[flag] > 0 for flag in ("N_EMBD", "BLOCK_SIZE", "BATCH_SIZE")}
+    good |= {"N_HEAD": N_HEAD > 0 and N_EMBD % N_HEAD == 0, "DROPOUT": 0 <= DROPOUT <= 1}
+    good["OPTIMIZER"] = OPTIMIZER in ("adamw", "sgd")
+    good["DEVICE"] = DEVICE in ("cpu", "cuda", "mps") and getattr(torch, DEVICE).is_available()
+    good["SAVE"] = os.access(Path(SAVE).parent, os.W_OK) and not (SAVE and Path(SAVE).is_dir())
+    for flag in [flag for flag in good if not good[flag]]:
+        raise ValueError(f"--{flag.lower()} {globals()[flag]} can't be; {flag} is {HELP[flag]}")
     if STEPS or not LOAD:
         text = read_text()
         vocab = vocab if LOAD else "".join(sorted(set(text)))
-        ids = encode(text, vocab)
-        train_ids, val_ids = ids.split([len(ids) * 9 // 10, len(ids) - len(ids) * 9 // 10])
+        train_ids, val_ids = encode(text, vocab).tensor_split([len(text) * 9 // 10])
         if len(train_ids) <= BLOCK_SIZE or len(val_ids) < 2:
-            raise ValueError(
-                f"--data {DATA}: {len(ids)} characters are too few for --block-size {BLOCK_SIZE}"
-            )
-    prompt = encode(PROMPT or ("\n" if "\n" in vocab else vocab[0]), vocab)
+            raise ValueError(f"--data {DATA}: too short; a text of {2 * BLOCK_SIZE + 20} will do")
+    prompt = encode(PROMPT or vocab[0], vocab)
     torch.manual_seed(SEED)
-    model = GPT(len(vocab))
-    if LOAD:
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError:
-            raise ValueError(
-                f"--load {LOAD}: its weights are of another shape; give only flags that keep it"
-            ) from None
-    model.to(DEVICE)
-    changes = {flag: globals()[flag] for flag in MODEL + ["LOAD"] if globals()[flag] != FULL[flag]}
-    words = [
-        "no-" * (v is False) + (k if type(v) is bool else f"{k}={v}") for k, v in changes.items()
-    ]
+    model = (model if LOAD else GPT(len(vocab))).to(DEVICE)
+    flags = {flag: globals()[flag] for flag in MODEL}
+    changes = {flag: value for flag, value in flags.items() if value != FULL[flag]}
+    words = ["no-" * (v is False) + k + f"={v}" * (type(v) is not bool) for k, v in changes.items()]
     name = " ".join(words).replace("_", "-").lower() or "full"
     params = sum(p.numel() for p in model.parameters())
-    print(
-        f"{params:,} parameters: {N_LAYER} layers, {N_HEAD} heads, width {N_EMBD}, context {BLOCK_SIZE}"
-    )
-    print(f"vocabulary {len(vocab)}, {OPTIMIZER}, batch {BATCH_SIZE}, on {DEVICE}; changed: {name}")
+    print(f"{name}: {params:,} parameters, {N_LAYER} layers, {N_HEAD} heads, width {N_EMBD}")
+    print(f"context {BLOCK_SIZE}, batch {BATCH_SIZE}, {len(vocab)} characters, on {DEVICE}")
     if STEPS:
-        model, curve, seconds = train(model, train_ids, val_ids)
+        model, seconds, curve = train(model, train_ids, val_ids)
         steps, train_loss, val_loss = curve[-1]
+        if SAVE and val_loss is not None:
+            with tempfile.TemporaryDirectory(dir=Path(SAVE).parent) as folder:
+                whole = {"flags": flags, "vocab": vocab, "weights": model.state_dict()}
+                torch.save(whole, f"{folder}/whole.pt")
+                os.replace(f"{folder}/whole.pt", SAVE)
         record = dict(name=name, changes=changes, seed=SEED, steps=steps, params=params)
-        record |= dict(train_loss=train_loss, val_loss=val_loss, seconds=round(seconds, 3))
-        record |= dict(tokens_per_second=round(steps * BATCH_SIZE * BLOCK_SIZE / seconds))
-        record |= dict(device=DEVICE, torch=torch.__version__)
-        record |= dict(data=hashlib.sha256(text.encode()).hexdigest()[:12], curve=curve)
-        with open("runs.jsonl", "ab+", buffering=0) as file:
-            torn = file.tell() and Path("runs.jsonl").read_bytes()[-1:] != b"\n"
+        record |= dict(train_loss=train_loss, val_loss=val_loss, seconds=seconds, device=DEVICE)
+        record |= dict(tokens_per_second=steps * BATCH_SIZE * BLOCK_SIZE / seconds, curve=curve)
+        record |= dict(data=hashlib.sha256(text.encode()).hexdigest()[:12], torch=torch.__version__)
+        with open("runs.jsonl", "ab", buffering=0) as file:
+            torn = Path("runs.jsonl").read_bytes()[-1:] not in (b"", b"\n")
             file.write(("\n" * torn + json.dumps(record) + "\n").encode())
         if val_loss is None:
-            return print(
-                f"Diverged at step {steps}: the loss is no longer a number. Nothing is saved."
-            )
-        print(f"Validation loss {val_loss:.4f} after {steps} steps in {seconds:.1f} s")
-        if SAVE:
-            part = f"{SAVE}.{os.getpid()}.part"
-            flags = {flag: globals()[flag] for flag in MODEL}
-            torch.save(dict(flags=flags, vocab=vocab, weights=model.state_dict()), part)
-            os.replace(part, SAVE)
-    print(decode(sample(model, prompt, SAMPLE), vocab))
-
-
-def main(argv=None):
-    """Run one command line; bad input ends in one line on standard error and status 2."""
-    try:
-        run(parse(sys.argv[1:] if argv is None else argv))
-    except (OSError, ValueError) as error:
-        fail(error)
+            return print(f"Diverged at step {steps}: the loss is not finite. Nothing was saved.")
+    print(decode(sample(model.eval(), prompt), vocab))
 
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")
-    main()
+    try:
+        main(parse(sys.argv[1:]))
+    except (OSError, RuntimeError, ValueError) as error:
+        print("gpt.py: error:", *str(error).split(), file=sys.stderr)
+        sys.exit(2)
