@@ -56,9 +56,7 @@ BATCH_SIZE = 16  # texts in a step, 1 or more
 LOAD = ""  # a file that --save wrote: sample from it (--steps 0) or train on
 STEPS = 3000  # optimizer steps; 0: none, only sample
 SEED = 1  # 0 or more: draws the weights, the batches and the sample
-DEVICE = (
-    "cuda" if torch.cuda.is_available() else "cpu"
-)  # "cpu", or "cuda" or "mps" where there is one
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # "cpu", "cuda" or "mps", if it is there
 BFLOAT16 = False  # on: matrix products of training in bfloat16
 DATA = "input.txt"  # a UTF-8 text; the default is fetched if it is not there
 SAVE = "gpt.pt"  # where weights, flags and vocabulary go, if it can be written; "": nowhere
@@ -202,7 +200,8 @@ def evaluate(model, ids):
 
 def train(model, train_ids, val_ids):
     """Train for STEPS steps, or until Ctrl-C or a loss that is not finite. Returns the model to
-    use, seconds spent in steps, and [step, train loss, validation loss] rows, None if it diverged."""
+    use, the seconds spent in steps, and [step, train loss, validation loss] rows, where both
+    losses are None if it diverged."""
     make, rate = {"adamw": (torch.optim.AdamW, 3e-3), "sgd": (torch.optim.SGD, 0.5)}[OPTIMIZER]
     optimizer = make(model.parameters(), LEARNING_RATE or rate * (64 / N_EMBD) ** 0.5)
     average = AveragedModel(model, avg_fn=lambda mean, new, n: mean.lerp(new, 16 / (n + 16)))
