@@ -1,0 +1,57 @@
+"""What the tests share: flags that are put back, a tiny model, a text, and gpt.py as a command."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gpt
+
+SCRIPT = Path(gpt.__file__).resolve()
+TINY = dict(N_EMBD=8, N_HEAD=2, N_LAYER=2, BLOCK_SIZE=8, BATCH_SIZE=4, STEPS=2, SAMPLE=10)
+TINY_ARGS = [f"--{flag}={value}" for flag, value in TINY.items()]
+TINY_ARGS = [arg.lower() for arg in TINY_ARGS]
+
+torch.set_num_threads(1)  # the models are tiny, and results then do not depend on the machine
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    """Every test starts from the flags as the file has them, on the CPU."""
+    yield vars(gpt).update(gpt.FULL | {"DEVICE": "cpu"})
+    vars(gpt).update(gpt.FULL | {"DEVICE": "cpu"})
+
+
+@pytest.fixture
+def flags():
+    """flags(N_HEAD=1) sets flags of gpt for one test, on top of the tiny sizes."""
+    return lambda **changes: vars(gpt).update(gpt.FULL | {"DEVICE": "cpu"} | TINY | changes)
+
+
+def words(n=2000, seed=0):
+    """A text of n characters that a model can learn something from: words, lines, a few names."""
+    draw = random.Random(seed)
+    vocabulary = ["to", "be", "or", "not", "that", "is", "the", "question", "ROMEO:\n", "\n"]
+    text = ""
+    while len(text) < n:
+        text += draw.choice(vocabulary) + " "
+    return text[:n]
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    """An empty folder to stand in, with a text of 2,000 characters in input.txt; returns it."""
+    monkeypatch.chdir(tmp_path)
+    Path("input.txt").write_text(words(), encoding="utf-8")
+    return words()
+
+
+def command(*args, cwd=None, env=None, **how):
+    """Run python gpt.py with args in the folder cwd; returns the finished process, text decoded."""
+    how = dict(capture_output=True, text=True, encoding="utf-8", timeout=120) | how
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"} | (env or {})
+    return subprocess.run([sys.executable, SCRIPT, *map(str, args)], cwd=cwd, env=env, **how)
