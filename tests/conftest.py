@@ -55,3 +55,27 @@ def command(*args, cwd=None, env=None, **how):
     how = dict(capture_output=True, text=True, encoding="utf-8", timeout=120) | how
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"} | (env or {})
     return subprocess.run([sys.executable, SCRIPT, *map(str, args)], cwd=cwd, env=env, **how)
+
+
+# Every flag's other setting: the parts deleted one at a time, and those put back.
+DELETIONS = [{flag: not on} for flag, on in gpt.FULL.items() if type(on) is bool]
+DELETIONS += [{"N_HEAD": 1}, {"N_LAYER": 1}, {"N_LAYER": 0}, {"OPTIMIZER": "sgd"}, {"DROPOUT": 0.2}]
+
+
+def build(vocab_size=11):
+    """A GPT with all weights drawn anew: SCALED_INIT starts with layers that add nothing."""
+    torch.manual_seed(0)
+    model = gpt.GPT(vocab_size).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, 0, 0.5)
+    return model
+
+
+@torch.no_grad()
+def leaks(model):
+    """Whether any output of model depends, to the last bit, on a later input."""
+    place = torch.arange(gpt.BLOCK_SIZE)
+    past = place < place[:, None]  # row t keeps what stands before t; all from t on is changed
+    ids = place.expand(past.shape) % model.wte.num_embeddings
+    changed = torch.where(past, ids, (ids + 1) % model.wte.num_embeddings)
+    return not torch.equal(model(ids)[past], model(changed)[past])
