@@ -6,8 +6,9 @@
 
 import signal
 
-if __name__ == "__main__":  # Ctrl-C ends the program without a traceback; in train, it ends that
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":  # Ctrl-C, but for train, and a closed pipe end it without a traceback
+    for name in {"SIGINT", "SIGPIPE"} & set(dir(signal)):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 import argparse
 import hashlib
@@ -189,19 +190,18 @@ class GPT(nn.Module):
 def evaluate(model, ids):
     """Mean cross-entropy in nats a character over every window of ids (N,), each target once."""
     model.eval()
-    pad, total = (0, -(len(ids) - 1) % BLOCK_SIZE), 0.0  # padded with targets that don't count
-    windows = F.pad(ids, pad, value=-100).unfold(0, BLOCK_SIZE + 1, BLOCK_SIZE)  # (N / T, T + 1)
-    for window in windows.split(64):
-        logits = model(window[:, :-1].clamp(0).to(DEVICE)).flatten(0, 1)  # (B * T, V)
-        total += F.cross_entropy(logits, window[:, 1:].flatten().to(DEVICE), reduction="sum").item()
+    n, total = len(ids) - 1, 0.0
+    cuts = sorted({*range(0, n, 32 * BLOCK_SIZE), n - n % BLOCK_SIZE} - {0, n})  # 32 windows each
+    for x, y in zip(ids[:-1].tensor_split(cuts), ids[1:].tensor_split(cuts), strict=True):
+        logits = model(x.view(-1, min(BLOCK_SIZE, len(x))).to(DEVICE)).flatten(0, 1)  # (B * T, V)
+        total += F.cross_entropy(logits, y.to(DEVICE), reduction="sum").item()
     model.train()
-    return total / (len(ids) - 1)
+    return total / n
 
 
 def train(model, train_ids, val_ids):
-    """Train for STEPS steps, or until Ctrl-C or a loss that is not finite. Returns the model to
-    use, the seconds spent in steps, and [step, train loss, validation loss] rows, where both
-    losses are None if it diverged."""
+    """Train for STEPS steps, or until Ctrl-C or divergence. Returns the model to use, the seconds
+    in steps, and rows of [step, train loss, validation loss], both None where it diverged."""
     make, rate = {"adamw": (torch.optim.AdamW, 3e-3), "sgd": (torch.optim.SGD, 0.5)}[OPTIMIZER]
     optimizer = make(model.parameters(), LEARNING_RATE or rate * (64 / N_EMBD) ** 0.5)
     average = AveragedModel(model, avg_fn=lambda mean, new, n: mean.lerp(new, 16 / (n + 16)))
@@ -225,14 +225,14 @@ def train(model, train_ids, val_ids):
         last = step == STEPS or stops or not np.isfinite(train_loss)
         if measured := last or step == 1 or step % max(1, STEPS // 10) == 0:
             val_loss = evaluate(best, val_ids) + 0 * train_loss
-            curve.append([step, *(x if np.isfinite(x) else None for x in (train_loss, val_loss))])
+            curve.append([step, *((train_loss, val_loss) if np.isfinite(val_loss) else [None] * 2)])
         if measured or live and step % 10 == 0:
             line = f"[{'#' * (10 * step // STEPS):.<10}] {step}/{STEPS}  train {train_loss:.3f}"
             line += f"  val {val_loss:.4f}  {step * x.numel() / seconds:,.0f} tokens/s"
             line += f"  {(STEPS - step) * seconds / step:.0f} s left"
             line = f"\r{line[: os.get_terminal_size().columns - 1]}\033[K" if live else line
             print(line, end="" if live and not last else "\n", flush=True)
-        if last:
+        if last or curve[-1][2] is None:
             break
     signal.signal(signal.SIGINT, before)
     return best, seconds, curve
@@ -266,8 +266,8 @@ def parse(argv):
 
 def main(given):
     """Train or load, record, save and sample with the flags given, as {"N_HEAD": 1}."""
-    FULL.update(ON_CUDA if given.get("DEVICE", DEVICE) == "cuda" else {})
-    globals().update(FULL | given)
+    full = FULL | (ON_CUDA if given.get("DEVICE", FULL["DEVICE"]) == "cuda" else {})
+    globals().update(full | given)
     if LOAD:
         try:
             saved = torch.load(LOAD, map_location="cpu", weights_only=True)
@@ -277,11 +277,12 @@ def main(given):
         except Exception:
             raise ValueError(f"--load {LOAD}: not what --save wrote for these flags") from None
     good = {flag: 0 <= globals()[flag] < 2**63 for flag in FULL if type(FULL[flag]) in (int, float)}
-    good |= {flag: globals()[flag] > 0 for flag in ("N_EMBD", "BLOCK_SIZE", "BATCH_SIZE")}
+    good |= {flag: 0 < globals()[flag] < 2**31 for flag in ("N_EMBD", "BLOCK_SIZE", "BATCH_SIZE")}
     good |= {"N_HEAD": N_HEAD > 0 and N_EMBD % N_HEAD == 0, "DROPOUT": 0 <= DROPOUT <= 1}
     good["OPTIMIZER"] = OPTIMIZER in ("adamw", "sgd")
     good["DEVICE"] = DEVICE in ("cpu", "cuda", "mps") and getattr(torch, DEVICE).is_available()
-    good["SAVE"] = os.access(Path(SAVE).parent, os.W_OK) and not (SAVE and Path(SAVE).is_dir())
+    taken = os.path.isdir(SAVE) or SAVE in (DATA, "runs.jsonl")
+    good["SAVE"] = not taken and os.access(os.path.join(os.path.dirname(SAVE), "."), os.W_OK)
     for flag in [flag for flag in good if not good[flag]]:
         raise ValueError(f"--{flag.lower()} {globals()[flag]} can't be; {flag} is {HELP[flag]}")
     if STEPS or not LOAD:
@@ -294,7 +295,7 @@ def main(given):
     torch.manual_seed(SEED)
     model = (model if LOAD else GPT(len(vocab))).to(DEVICE)
     flags = {flag: globals()[flag] for flag in MODEL}
-    changes = {flag: value for flag, value in flags.items() if value != FULL[flag]}
+    changes = {flag: value for flag, value in flags.items() if value != full[flag]}
     words = ["no-" * (v is False) + k + f"={v}" * (type(v) is not bool) for k, v in changes.items()]
     name = " ".join(words).replace("_", "-").lower() or "full"
     params = sum(p.numel() for p in model.parameters())
@@ -304,15 +305,15 @@ def main(given):
         model, seconds, curve = train(model, train_ids, val_ids)
         steps, train_loss, val_loss = curve[-1]
         if SAVE and val_loss is not None:
-            with tempfile.TemporaryDirectory(dir=Path(SAVE).parent) as folder:
+            with tempfile.TemporaryDirectory(dir=Path(SAVE).parent) as part:
                 whole = {"flags": flags, "vocab": vocab, "weights": model.state_dict()}
-                torch.save(whole, f"{folder}/whole.pt")
-                os.replace(f"{folder}/whole.pt", SAVE)
+                torch.save(whole, f"{part}/whole.pt")
+                os.replace(f"{part}/whole.pt", SAVE)
         record = dict(name=name, changes=changes, seed=SEED, steps=steps, params=params)
         record |= dict(train_loss=train_loss, val_loss=val_loss, seconds=seconds, device=DEVICE)
         record |= dict(tokens_per_second=steps * BATCH_SIZE * BLOCK_SIZE / seconds, curve=curve)
         record |= dict(data=hashlib.sha256(text.encode()).hexdigest()[:12], torch=torch.__version__)
-        with open("runs.jsonl", "ab", buffering=0) as file:
+        with open("runs.jsonl", "ab") as file:
             torn = Path("runs.jsonl").read_bytes()[-1:] not in (b"", b"\n")
             file.write(("\n" * torn + json.dumps(record) + "\n").encode())
         if val_loss is None:

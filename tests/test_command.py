@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import os
-import pickle
 import re
 import runpy
 import signal
@@ -40,7 +39,7 @@ def run(*args):
 def script(monkeypatch, capsys):
     """script("--n-head", "3") is python gpt.py --n-head 3 without a process of its own; returns
     its exit status, standard output and standard error."""
-    before = signal.getsignal(signal.SIGINT)
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGPIPE)}
 
     def start(*args):
         monkeypatch.setattr(sys, "argv", ["gpt.py", *args])
@@ -58,7 +57,8 @@ def script(monkeypatch, capsys):
         return status, out, err + "".join(f"{w.category.__name__}: {w.message}\n" for w in warned)
 
     yield start
-    signal.signal(signal.SIGINT, before)
+    for name, handler in before.items():
+        signal.signal(name, handler)
 
 
 # The flags.
@@ -378,7 +378,6 @@ def folder(tmp_path_factory):
     with zipfile.ZipFile("zip.pt", "w") as file:
         file.writestr("hello.txt", "hello")
     torch.save({"weights": Evil(), "flags": {}, "vocab": "ab"}, "evil.pt")
-    Path("evil.pickle").write_bytes(pickle.dumps(Evil()))
     torch.save(gpt.GPT(5).state_dict(), "weights.pt")
     Path("sealed").mkdir(0o500)
     yield os.chdir(here) or folder
@@ -406,10 +405,9 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 
 BAD = [
     *cases(
-        "--help",
+        "unrecognized arguments",
         ("--wat", "--wat"),
         ("--wat=1", "--wat=1"),
-        ("--wa\nt", "--wa"),
         ("--n-lay 1", "--n-lay"),
         ("-n 1", "-n"),
         ("--no-n-head", "--no-n-head"),
@@ -490,18 +488,18 @@ BAD = [
         (f"{LOAD} nozip.pt", "--load nozip.pt"),
         (f"{LOAD} zip.pt", "--load zip.pt"),
         (f"{LOAD} evil.pt", "--load evil.pt"),
-        (f"{LOAD} evil.pickle", "--load evil.pickle"),
         (f"{LOAD} weights.pt", "--load weights.pt"),
         (f"{LOAD} runs.jsonl", "--load runs.jsonl"),
         (f"{LOAD} gpt.pt --n-embd 16", "--load gpt.pt"),
         (f"{LOAD} gpt.pt --n-layer 3", "--load gpt.pt"),
         (f"{LOAD} gpt.pt --no-mlp", "--load gpt.pt"),
-        (f"{LOAD} gpt.pt --n-embd 0", "--load gpt.pt"),
         ("--load narrow.pt --bias", "--load narrow.pt"),
     ),
     pytest.param(f"{LOAD} narrow.pt --n-head 4", "--n-head 4", "divides N_EMBD", id="6 channels"),
     *values("SAVE", "folder", ".", "nowhere/gpt.pt", "new/", "input.txt/gpt.pt"),
-    pytest.param("--save /proc/gpt.pt", "--save", gpt.HELP["SAVE"], marks=linux, id="save=/proc"),
+    pytest.param(
+        "--save /proc/gpt.pt", "--save", gpt.HELP["SAVE"], marks=[linux, as_user], id="save=/proc"
+    ),
     pytest.param("--save sealed/gpt.pt", "--save", gpt.HELP["SAVE"], marks=as_user, id="sealed"),
     pytest.param("--save " + "a" * 300, "aaa", "", id="a save of 300 letters"),
     *values("SAVE", "input.txt", "runs.jsonl"),

@@ -337,7 +337,7 @@ class Watched(ast.NodeTransformer):
 def check_shapes(source):
     """Runs source; returns the lines of its shape comments that are wrong, or were never run."""
     shapes, wrong, run = comments(source), set(), set()
-    text = torch.arange(13 * 19) % 29
+    text = torch.arange(13 * 19 + 1) % 29
     sizes = dict(N=len(text), T=13, C=110, H=5, D=22, V=29, K=17)  # and B, another in each room
 
     def watch(line, *values):
