@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import gpt  # noqa: E402
 
 RECIPES = {  # the flags of gpt.py in each part
-    "target": "--n-layer 2",
+    "target": "--n-layer 2 --block-size 64 --batch-size 16",
     "loss": "",
     "whole": "",
     "sample": "",

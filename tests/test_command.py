@@ -39,7 +39,8 @@ def run(*args):
 def script(monkeypatch, capsys):
     """script("--n-head", "3") is python gpt.py --n-head 3 without a process of its own; returns
     its exit status, standard output and standard error."""
-    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGPIPE)}
+    names = [getattr(signal, name) for name in ("SIGINT", "SIGPIPE") if hasattr(signal, name)]
+    before = {name: signal.getsignal(name) for name in names}
 
     def start(*args):
         monkeypatch.setattr(sys, "argv", ["gpt.py", *args])
@@ -460,7 +461,7 @@ BAD = [
         ("--data binary.txt", "--data binary.txt"),
         ("--data large.txt", "--data large.txt"),
         ("--data dangling.txt", "--data dangling.txt"),
-        ("--data gpt.pt", "--data gpt.pt"),
+        ("--data narrow.pt", "--data narrow.pt"),
         ("--data \ud800.txt", "--data"),
     ),
     pytest.param("--data secret.txt", "secret.txt", "UTF-8", marks=as_user, id="no permission"),
@@ -501,7 +502,6 @@ BAD = [
         "--save /proc/gpt.pt", "--save", gpt.HELP["SAVE"], marks=[linux, as_user], id="save=/proc"
     ),
     pytest.param("--save sealed/gpt.pt", "--save", gpt.HELP["SAVE"], marks=as_user, id="sealed"),
-    pytest.param("--save " + "a" * 300, "aaa", "", id="a save of 300 letters"),
     *values("SAVE", "input.txt", "runs.jsonl"),
 ]
 
