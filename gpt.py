@@ -122,7 +122,7 @@ def rotate(x):
 
 
 def attention(q, k, v):
-    """softmax(QKᵀ/√d)·V, all (B, H, T, D): a mean of the values each position may see.
+    """softmax(QKᵀ/√d)·V, all (B, H, T, D): the weighted mean of what each position sees.
     Without QUERY_KEY q and k are None. Vaswani et al. 2017, https://arxiv.org/abs/1706.03762"""
     past = torch.ones(v.size(-2), v.size(-2), dtype=torch.bool, device=v.device).tril()  # (T, T)
     if not QUERY_KEY:
