@@ -10,16 +10,7 @@ if __name__ == "__main__":  # Ctrl-C, but for train, and a closed pipe end it wi
     for name in {"SIGINT", "SIGPIPE"} & set(dir(signal)):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
 
-import argparse
-import hashlib
-import json
-import os
-import pydoc_data.topics
-import re
-import socket
-import sys
-import tempfile
-import time
+import argparse, contextlib, hashlib, json, os, re, socket, sys, tempfile, time
 from collections import OrderedDict
 from pathlib import Path
 
@@ -64,42 +55,33 @@ SAVE = "gpt.pt"  # where weights, flags and vocabulary go, if it can be written;
 PROMPT = ""  # how the sample begins; default: the vocabulary's first character, a new line
 SAMPLE = 500  # how many characters to sample
 TEMPERATURE = 1.0  # 0: always the likeliest character; below 1: safe; above 1: wild
-TOP_K = 0  # sample from the k likeliest characters only; 0: from all
 
 HELP = dict(re.findall(r"^([A-Z_\d]+) = .+?  [#] (.+)", Path(__file__).read_text("utf-8"), re.M))
 FULL = {flag: globals()[flag] for flag in HELP}
 MODEL = list(FULL)[: list(FULL).index("STEPS")]
-ON_CUDA = dict(N_LAYER=6, N_EMBD=384, BLOCK_SIZE=256, BATCH_SIZE=64, DROPOUT=0.2, BFLOAT16=True)
+SIZES = ["N_EMBD", "BLOCK_SIZE", "BATCH_SIZE"]
+BARS = "▁▂▃▄▅▆▇█" if (sys.stdout.encoding or "").lower() == "utf-8" else "_.:-=+*#"
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
 # 2. The text.
 def read_text():
-    """The text of DATA; the default is fetched if missing, or else is Python's own manual."""
+    """The text of DATA; the default is fetched if it is missing."""
     try:
         if DATA == FULL["DATA"] and not os.path.lexists(DATA):
             socket.setdefaulttimeout(10)
             torch.hub.download_url_to_file(URL, DATA, SHA256, progress=False)
         return Path(DATA).read_bytes().decode("utf-8-sig")
     except Exception as error:
-        if DATA != FULL["DATA"] or os.path.lexists(DATA):
-            raise ValueError(f"--data {DATA}: {error}; give a UTF-8 text file") from error
-        print(f"Can't fetch {DATA} ({error}): training on Python's own manual instead.")
-        return "\n".join(pydoc_data.topics.topics.values())
+        raise ValueError(f"--data {DATA}: {error}; give a UTF-8 text file") from error
 
 
 def encode(text, vocab):
     """Ids (N,) of N characters: places in vocab, a sorted string. ValueError for any not there."""
     if unknown := sorted(set(text) - set(vocab)):
         raise ValueError(f"--prompt or --data {text[:20]!r}: not in the vocabulary: {unknown[:20]}")
-    codes = [np.frombuffer(s.encode("utf-32-le", "surrogatepass"), "<u4") for s in (vocab, text)]
-    return torch.from_numpy(np.searchsorted(*codes))
-
-
-def decode(ids, vocab):
-    """The text of N characters for ids (N,)."""
-    return "".join(vocab[i] for i in ids)
+    return torch.tensor([vocab.index(character) for character in text], dtype=torch.long)
 
 
 def batch(ids, generator):
@@ -111,27 +93,23 @@ def batch(ids, generator):
 
 # 3. The model: B texts, T characters, C channels, H heads of D = C / H channels, V characters.
 def rotate(x):
-    """Turn channel pairs of x (B, H, T, D) by angles that grow with the position, so that scores
-    depend on distance. Su et al. 2021, https://arxiv.org/abs/2104.09864"""
+    """Turn channel pairs of x (B, H, T, D) with the position; https://arxiv.org/abs/2104.09864"""
     half = x.size(-1) // 2
-    rate = 1e-4 ** (torch.arange(half, device=x.device) / half)
-    angle = torch.arange(x.size(-2), device=x.device)[:, None] * rate  # (T, D / 2)
+    angle = torch.outer(torch.arange(x.size(-2)), 1e-4 ** (torch.arange(half) / half))  # (T, D / 2)
+    cos, sin = angle.cos().to(x.device), angle.sin().to(x.device)  # (T, D / 2)
     a, b, rest = x.tensor_split([half, 2 * half], -1)  # (B, H, T, D / 2)
-    cos, sin = angle.cos(), angle.sin()  # (T, D / 2)
     return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], -1)  # (B, H, T, D)
 
 
 def attention(q, k, v):
     """softmax(QKᵀ/√d)·V, all (B, H, T, D): the weighted mean of what each position sees.
     Without QUERY_KEY q and k are None. Vaswani et al. 2017, https://arxiv.org/abs/1706.03762"""
-    past = torch.ones(v.size(-2), v.size(-2), dtype=torch.bool, device=v.device).tril()  # (T, T)
-    if not QUERY_KEY:
-        return v.cumsum(-2) / past.sum(-1, True) if CAUSAL else v.mean(-2, True).expand_as(v)
-    scale = q.size(-1) ** -0.5 if SCALE else 1.0
-    if FLASH:
+    scale = q.size(-1) ** -0.5 if QUERY_KEY and SCALE else 1.0
+    if FLASH and QUERY_KEY:
         return F.scaled_dot_product_attention(q, k, v, is_causal=CAUSAL, scale=scale)
-    scores = q @ k.mT * scale  # (B, H, T, T)
-    scores = scores.masked_fill(~past, -torch.inf) if CAUSAL else scores  # (B, H, T, T)
+    scores = q @ k.mT * scale if QUERY_KEY else v.new_zeros(2 * v.shape[-2:-1])  # (B, H, T, T)
+    future = torch.ones_like(scores, dtype=torch.bool).triu(1)  # (B, H, T, T)
+    scores = scores.masked_fill(future, -torch.inf) if CAUSAL else scores  # (B, H, T, T)
     return scores.softmax(-1) @ v  # (B, H, T, D)
 
 
@@ -227,9 +205,9 @@ def train(model, train_ids, val_ids):
             val_loss = evaluate(best, val_ids) + 0 * train_loss
             curve.append([step, *((train_loss, val_loss) if np.isfinite(val_loss) else [None] * 2)])
         if measured or live and step % 10 == 0:
+            speed, left = step * x.numel() / seconds, (STEPS - step) * seconds / step
             line = f"[{'#' * (10 * step // STEPS):.<10}] {step}/{STEPS}  train {train_loss:.3f}"
-            line += f"  val {val_loss:.4f}  {step * x.numel() / seconds:,.0f} tokens/s"
-            line += f"  {(STEPS - step) * seconds / step:.0f} s left"
+            line += f"  val {val_loss:.4f}  {speed:,.0f} tokens/s  {left:.0f} s left"
             line = f"\r{line[: os.get_terminal_size().columns - 1]}\033[K" if live else line
             print(line, end="" if live and not last else "\n", flush=True)
         if last or curve[-1][2] is None:
@@ -245,10 +223,32 @@ def sample(model, ids):
     generator = torch.Generator().manual_seed(SEED)
     for _ in range(SAMPLE):
         logits = model(ids[None, -BLOCK_SIZE:].to(DEVICE))[0, -1].cpu()  # (V)
-        top, which = logits.topk(min(TOP_K or len(logits), len(logits)))  # (K)
-        p = (top / max(TEMPERATURE, 1e-6)).softmax(-1)  # (K)
-        ids = torch.cat([ids, which[p.multinomial(1, generator=generator)]])
+        p = (logits / max(TEMPERATURE, 1e-6)).softmax(-1)  # (V)
+        ids = torch.cat([ids, p.multinomial(1, generator=generator)])
     return ids
+
+
+def compare(run):
+    """Print run beside those in runs.jsonl of the same data, steps and sizes, the best first."""
+    kinds, seen = {}, []
+    for line in Path("runs.jsonl").read_bytes().splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a half-written line
+            other = json.loads(line)
+            if all(other[key] == run[key] for key in ("data", "steps", "sizes")):
+                kinds.setdefault(other["name"], {})[other["seed"]] = other
+                seen += [row[2] for row in other["curve"][1:] if other["val_loss"]]
+    losses = {k: np.array([run["val_loss"] for run in kinds[k].values()], float) for k in kinds}
+    full = losses.get("full", np.array([np.nan]))
+    ends = min(seen, default=0), max(seen, default=9)
+    print(f"\n{'':15}   params    loss    cost spread seeds  curve")
+    for name in sorted(losses, key=lambda name: np.nan_to_num(losses[name].mean(), nan=99)):
+        loss, last = losses[name], list(kinds[name].values())[-1]
+        cost, spread = loss.mean() - full.mean(), np.ptp(loss)
+        bars = np.interp([r[2] for r in last["curve"] if r[2] is not None], ends, [0, 7])
+        note = "within noise" if 0 < abs(cost) < max(spread, np.ptp(full)) else ""
+        row = f"{name:15}{last['params']:9,}{loss.mean():8.3f}{cost:+8.3f}{spread:7.3f}"
+        row += f"{loss.size:6}  {''.join(BARS[round(bar)] for bar in bars):12}"
+        print(row + ("diverged" if last["val_loss"] is None else note))
 
 
 # 6. The command line.
@@ -266,8 +266,7 @@ def parse(argv):
 
 def main(given):
     """Train or load, record, save and sample with the flags given, as {"N_HEAD": 1}."""
-    full = FULL | (ON_CUDA if given.get("DEVICE", FULL["DEVICE"]) == "cuda" else {})
-    globals().update(full | given)
+    globals().update(FULL | given)
     if LOAD:
         try:
             saved = torch.load(LOAD, map_location="cpu", weights_only=True)
@@ -276,15 +275,15 @@ def main(given):
             model.load_state_dict(saved["weights"])
         except Exception:
             raise ValueError(f"--load {LOAD}: not what --save wrote for these flags") from None
-    good = {flag: 0 <= globals()[flag] < 2**63 for flag in FULL if type(FULL[flag]) in (int, float)}
-    good |= {flag: 0 < globals()[flag] < 2**31 for flag in ("N_EMBD", "BLOCK_SIZE", "BATCH_SIZE")}
-    good |= {"N_HEAD": N_HEAD > 0 and N_EMBD % N_HEAD == 0, "DROPOUT": 0 <= DROPOUT <= 1}
-    good["OPTIMIZER"] = OPTIMIZER in ("adamw", "sgd")
-    good["DEVICE"] = DEVICE in ("cpu", "cuda", "mps") and getattr(torch, DEVICE).is_available()
     taken = os.path.isdir(SAVE) or SAVE in (DATA, "runs.jsonl")
-    good["SAVE"] = not taken and os.access(os.path.join(os.path.dirname(SAVE), "."), os.W_OK)
-    for flag in [flag for flag in good if not good[flag]]:
-        raise ValueError(f"--{flag.lower()} {globals()[flag]} can't be; {flag} is {HELP[flag]}")
+    good = {"SAVE": not taken and os.access(os.path.join(os.path.dirname(SAVE), "."), os.W_OK)}
+    good["DEVICE"] = DEVICE in ("cpu", "cuda", "mps") and getattr(torch, DEVICE).is_available()
+    good |= {"N_HEAD": N_HEAD > 0 and N_EMBD % N_HEAD == 0, "DROPOUT": DROPOUT <= 1}
+    good["OPTIMIZER"] = OPTIMIZER in ("adamw", "sgd")
+    for flag, comment in HELP.items():
+        value, low = globals()[flag], "1 or more" in comment
+        if not good.get(flag, True) or type(value) is not str and not low <= value < 2**31:
+            raise ValueError(f"--{flag.lower()} {value} can't be; {flag} is {comment}")
     if STEPS or not LOAD:
         text = read_text()
         vocab = vocab if LOAD else "".join(sorted(set(text)))
@@ -295,7 +294,7 @@ def main(given):
     torch.manual_seed(SEED)
     model = (model if LOAD else GPT(len(vocab))).to(DEVICE)
     flags = {flag: globals()[flag] for flag in MODEL}
-    changes = {flag: value for flag, value in flags.items() if value != full[flag]}
+    changes = {k: v for k, v in flags.items() if v != FULL[k] and k not in SIZES}
     words = ["no-" * (v is False) + k + f"={v}" * (type(v) is not bool) for k, v in changes.items()]
     name = " ".join(words).replace("_", "-").lower() or "full"
     params = sum(p.numel() for p in model.parameters())
@@ -304,21 +303,23 @@ def main(given):
     if STEPS:
         model, seconds, curve = train(model, train_ids, val_ids)
         steps, train_loss, val_loss = curve[-1]
+        run = dict(name=name, changes=changes, seed=SEED, params=params, device=DEVICE, curve=curve)
+        run |= dict(steps=STEPS if val_loss is None else steps, sizes={f: flags[f] for f in SIZES})
+        run |= dict(train_loss=train_loss, val_loss=val_loss, seconds=seconds)
+        run |= dict(tokens_per_second=steps * BATCH_SIZE * BLOCK_SIZE / seconds)
+        run |= dict(data=hashlib.sha256(text.encode()).hexdigest()[:12], torch=torch.__version__)
+        with open("runs.jsonl", "ab") as file:
+            torn = Path("runs.jsonl").read_bytes()[-1:] not in (b"", b"\n")
+            file.write(("\n" * torn + json.dumps(run) + "\n").encode())
         if SAVE and val_loss is not None:
             with tempfile.TemporaryDirectory(dir=Path(SAVE).parent) as part:
                 whole = {"flags": flags, "vocab": vocab, "weights": model.state_dict()}
                 torch.save(whole, f"{part}/whole.pt")
                 os.replace(f"{part}/whole.pt", SAVE)
-        record = dict(name=name, changes=changes, seed=SEED, steps=steps, params=params)
-        record |= dict(train_loss=train_loss, val_loss=val_loss, seconds=seconds, device=DEVICE)
-        record |= dict(tokens_per_second=steps * BATCH_SIZE * BLOCK_SIZE / seconds, curve=curve)
-        record |= dict(data=hashlib.sha256(text.encode()).hexdigest()[:12], torch=torch.__version__)
-        with open("runs.jsonl", "ab") as file:
-            torn = Path("runs.jsonl").read_bytes()[-1:] not in (b"", b"\n")
-            file.write(("\n" * torn + json.dumps(record) + "\n").encode())
-        if val_loss is None:
-            return print(f"Diverged at step {steps}: the loss is not finite. Nothing was saved.")
-    print(decode(sample(model.eval(), prompt), vocab))
+    if not STEPS or val_loss is not None:
+        print("".join(vocab[i] for i in sample(model.eval(), prompt)))
+    if STEPS:
+        compare(run)
 
 
 if __name__ == "__main__":
@@ -326,5 +327,4 @@ if __name__ == "__main__":
     try:
         main(parse(sys.argv[1:]))
     except (OSError, RuntimeError, ValueError) as error:
-        print("gpt.py: error:", *str(error).split(), file=sys.stderr)
-        sys.exit(2)
+        argparse.ArgumentParser("gpt.py", argparse.SUPPRESS).error(" ".join(str(error).split()))

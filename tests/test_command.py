@@ -153,9 +153,9 @@ def test_the_record_of_a_run(text):
     gpt.main(gpt.parse(["--n-layer=0", "--n-embd=8", "--steps=12", "--seed=3", "--save="]))
     (line,) = Path("runs.jsonl").read_text().splitlines()
     row = json.loads(line)
-    assert set(row) == {*KEYS.split(), "data", "curve"}
-    assert row["name"] == "n-layer=0 n-embd=8"
-    assert row["changes"] == {"N_LAYER": 0, "N_EMBD": 8}
+    assert set(row) == {*KEYS.split(), "data", "sizes", "curve"}
+    assert row["name"] == "n-layer=0" and row["changes"] == {"N_LAYER": 0}
+    assert row["sizes"] == {"N_EMBD": 8, "BLOCK_SIZE": 128, "BATCH_SIZE": 8}
     assert (row["seed"], row["steps"]) == (3, 12)
     assert row["params"] == len(set(text)) * 8 + 8
     assert row["device"] == gpt.DEVICE and row["torch"] == torch.__version__
@@ -181,6 +181,7 @@ def test_runs_are_appended_a_line_each_also_after_a_torn_line(text):
     [
         ("", "full"),
         ("--seed 5 --norm --data other.txt", "full"),
+        ("--n-embd 32 --block-size 16 --batch-size 2", "full"),
         ("--no-norm", "no-norm"),
         ("--no_query_key --bias", "no-query-key bias"),
         ("--no-norm --n-head 1", "n-head=1 no-norm"),
@@ -192,13 +193,8 @@ def test_a_run_is_named_by_its_difference_from_the_full_model(argv, name, text, 
     gpt.main(gpt.parse([*argv.split(), "--steps", "1", "--sample", "0"]))
     record = json.loads(Path("runs.jsonl").read_text())
     assert record["name"] == name and capsys.readouterr().out.startswith(name + ": ")
-    assert (
-        record["changes"]
-        == {flag: value for flag, value in gpt.parse(argv.split()).items() if flag in gpt.MODEL}
-        | {}
-        if name != "full"
-        else record["changes"] == {}
-    )
+    given = gpt.parse(argv.split()) if name != "full" else {}
+    assert record["changes"] == given
 
 
 @pytest.mark.parametrize("argv", [[], ["--no-average", "--dropout=0.1"]])
@@ -281,7 +277,7 @@ def test_the_file_replaces_the_one_before_and_only_when_it_is_whole(text, monkey
     assert sorted(os.listdir()) == ["gpt.pt", "input.txt", "runs.jsonl"]
 
 
-def test_the_sample_by_prompt_temperature_and_top_k(text, capsys):
+def test_the_sample_by_prompt_and_temperature(text, capsys):
     run("--steps=30", "--sample=0")
     capsys.readouterr()
 
@@ -289,9 +285,9 @@ def test_the_sample_by_prompt_temperature_and_top_k(text, capsys):
         gpt.main(gpt.parse(["--load=gpt.pt", "--steps=0", "--prompt=to be ", "--sample=40", *argv]))
         return capsys.readouterr().out.split("\n", 2)[2]
 
-    coldest, likeliest = sampled("--temperature=0", "--seed=2"), sampled("--top-k=1", "--seed=3")
-    assert coldest == likeliest == sampled("--temperature=0.000001")
-    assert sampled("--seed=2") != sampled("--seed=3") and sampled() == sampled("--top-k=999")
+    coldest = sampled("--temperature=0", "--seed=2")
+    assert coldest == sampled("--temperature=0", "--seed=3") == sampled("--temperature=0.000001")
+    assert sampled("--seed=2") != sampled("--seed=3")
     assert sampled("--temperature=9") != sampled() == sampled("--temperature=1")
     assert sampled("--sample=0") == "to be \n" and sampled("--prompt=").startswith("\n")
     assert sampled("--prompt=" + 9 * "to be ").startswith(9 * "to be ")  # longer than the context
@@ -320,28 +316,16 @@ def gpu(text, monkeypatch):
     return start
 
 
-def test_the_full_model_is_larger_on_cuda(gpu):
+def test_a_run_on_cuda_is_the_same_model_under_the_same_name(gpu):
     row = gpu(DEVICE="cuda")
-    assert row["name"] == "full" and row["device"] == "cuda"
-    assert {flag: getattr(gpt, flag) for flag in gpt.ON_CUDA} == gpt.ON_CUDA
-    assert gpu(DEVICE="cuda", N_EMBD=64, DROPOUT=0.0)["name"] == "dropout=0.0 n-embd=64"
+    assert (row["name"], row["device"]) == ("full", "cuda")
+    assert row["sizes"] == {flag: gpt.FULL[flag] for flag in gpt.SIZES}
 
 
-def test_cuda_is_the_default_where_it_is_and_the_cpu_keeps_the_small_model(gpu):
-    small = {flag: gpt.FULL[flag] for flag in gpt.ON_CUDA}
-    gpt.DEVICE = gpt.FULL["DEVICE"] = "cuda"
-    assert gpu(DEVICE="cpu")["name"] == "full"
-    assert {flag: getattr(gpt, flag) for flag in small} == small
-    gpt.DEVICE = "cuda"
-    assert gpu()["device"] == "cuda" and gpt.N_EMBD == gpt.ON_CUDA["N_EMBD"]
-
-
-def test_a_run_on_cuda_does_not_enlarge_the_next_one_on_the_cpu(gpu):
-    small = {flag: gpt.FULL[flag] for flag in gpt.ON_CUDA}
-    for given in ({"DEVICE": "cpu"}, {}):
-        gpu(DEVICE="cuda")
-        assert gpu(**given)["device"] == "cpu"
-        assert {flag: getattr(gpt, flag) for flag in small} == small
+@pytest.mark.parametrize("there, device", [(True, "cuda"), (False, "cpu")])
+def test_cuda_is_the_default_where_it_is(there, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert runpy.run_path(str(SCRIPT), run_name="gpt")["DEVICE"] == device
 
 
 # Bad input: one line on standard error with the culprit and the remedy, and nothing touched.
@@ -428,7 +412,7 @@ BAD = [
         ("--n_layer=", "--n-layer"),
         ("--steps 1e3", "--steps"),
         ("--seed 0x10", "--seed"),
-        ("--top-k nan", "--top-k"),
+        ("--sample nan", "--sample"),
     ),
     *cases(
         "invalid float value",
@@ -444,7 +428,6 @@ BAD = [
     *values("STEPS", -1, *HUGE),
     *values("SEED", -1, *HUGE),
     *values("SAMPLE", -1, *HUGE),
-    *values("TOP_K", -1, *HUGE),
     *values("DROPOUT", -0.1, 1.5, "nan", "inf"),
     *values("LEARNING_RATE", -0.1, "nan", "inf", "-inf"),
     *values("TEMPERATURE", -1.0, "nan", "inf", 1e30),

@@ -338,7 +338,7 @@ def check_shapes(source):
     """Runs source; returns the lines of its shape comments that are wrong, or were never run."""
     shapes, wrong, run = comments(source), set(), set()
     text = torch.arange(13 * 19 + 1) % 29
-    sizes = dict(N=len(text), T=13, C=110, H=5, D=22, V=29, K=17)  # and B, another in each room
+    sizes = dict(N=len(text), T=13, C=110, H=5, D=22, V=29)  # and B, another in each room
 
     def watch(line, *values):
         run.add(line)
@@ -350,7 +350,7 @@ def check_shapes(source):
 
     room = dict(__name__="watched", __file__=gpt.__file__, watch=watch)
     exec(compile(Watched(shapes).visit(ast.parse(source)), "gpt.py", "exec"), room)
-    room |= dict(N_EMBD=110, N_HEAD=5, BLOCK_SIZE=13, BATCH_SIZE=7, SAMPLE=1, TOP_K=17)
+    room |= dict(N_EMBD=110, N_HEAD=5, BLOCK_SIZE=13, BATCH_SIZE=7, SAMPLE=1)
     room |= dict(DEVICE="cpu")
     for room["CAUSAL"], room["FLASH"], room["ROTARY"] in ON_OFF[3]:
         sizes["B"] = 7

@@ -228,26 +228,22 @@ def sampled(model, prompt, **changes):
     return gpt.sample(model, prompt)
 
 
-@pytest.mark.parametrize("greedy", [{"TEMPERATURE": 0.0}, {"TOP_K": 1}], ids=str)
-def test_temperature_0_and_top_k_1_take_the_likeliest(flags, greedy):
+def test_temperature_0_takes_the_likeliest(flags):
     """Against argmax after the last BLOCK_SIZE characters."""
     flags()
     model, ids = build(), TRAIN[:3]
     for _ in range(30):
         ids = torch.cat([ids, model(ids[None, -gpt.BLOCK_SIZE :])[0, -1].argmax()[None]])
-    assert torch.equal(sampled(model, TRAIN[:3], SAMPLE=30, **greedy), ids)
+    assert torch.equal(sampled(model, TRAIN[:3], SAMPLE=30, TEMPERATURE=0.0), ids)
     assert len(set(ids.tolist())) > 2
 
 
-@pytest.mark.parametrize("temperature, top_k", [(1.0, 0), (2.0, 0), (1.0, 3), (1.0, 99)])
-def test_samples_are_drawn_from_the_softmax(flags, temperature, top_k):
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_samples_are_drawn_from_the_softmax(flags, temperature):
     """What follows each character of a bigram, counted: χ² within five deviations of its mean."""
-    flags(N_LAYER=0, SAMPLE=4000, TEMPERATURE=temperature, TOP_K=top_k)
+    flags(N_LAYER=0, SAMPLE=4000, TEMPERATURE=temperature)
     model = build(5)
     p = (model(torch.arange(5)[:, None])[:, 0] / temperature).softmax(-1)
-    if top_k == 3:
-        p = p.where(p >= p.topk(3).values[:, -1:], 0)
-        p = p / p.sum(-1, keepdim=True)
     ids = gpt.sample(model, torch.tensor([0]))
     seen = torch.zeros(5, 5).index_put_((ids[:-1], ids[1:]), torch.tensor(1.0), accumulate=True)
     expected = p * seen.sum(-1, keepdim=True)
@@ -277,7 +273,7 @@ def test_seed_fixes_the_sample_and_sample_0_returns_the_prompt(flags):
 
 
 EDGES = [{"STEPS": 1}, {"BLOCK_SIZE": 1}, {"BATCH_SIZE": 1}, {"N_HEAD": TINY["N_EMBD"]}]
-EDGES += [{"N_EMBD": 1, "N_HEAD": 1}, {"N_LAYER": 0}, {"STEPS": 0}, {"SAMPLE": 0}, {"TOP_K": 9999}]
+EDGES += [{"N_EMBD": 1, "N_HEAD": 1}, {"N_LAYER": 0}, {"STEPS": 0}, {"SAMPLE": 0}]
 EDGES += [{"PROMPT": "to be " * 9}, {"DROPOUT": 1.0}, {"SEED": 0}, {"TEMPERATURE": 1e-9}]
 
 
@@ -285,7 +281,8 @@ def run(capsys, text, **changes):
     """gpt.main on text, in the current folder: the record of the run, if any, and the sample."""
     Path("data.txt").write_bytes(text.encode())
     gpt.main(CPU | {"DATA": "data.txt"} | changes)
-    sample = capsys.readouterr().out.removesuffix("\n")
+    sample, *_ = capsys.readouterr().out.split("\n\n" + 18 * " " + "params")  # the table
+    sample = sample.removesuffix("\n")
     prompt = changes.get("PROMPT") or min(text)
     sample = sample[-len(prompt) - gpt.SAMPLE :]
     assert sample.startswith(prompt) and set(sample) <= set(text)
