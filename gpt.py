@@ -248,7 +248,7 @@ def compare(run):
         note = "within noise" if 0 < abs(cost) < max(spread, np.ptp(full)) else ""
         row = f"{name:15}{last['params']:9,}{loss.mean():8.3f}{cost:+8.3f}{spread:7.3f}"
         row += f"{loss.size:6}  {''.join(BARS[round(bar)] for bar in bars):12}"
-        print(row + ("diverged" if last["val_loss"] is None else note))
+        print(row.replace("+nan", "   ?") + ("diverged" if last["val_loss"] is None else note))
 
 
 # 6. The command line.
@@ -303,6 +303,11 @@ def main(given):
     if STEPS:
         model, seconds, curve = train(model, train_ids, val_ids)
         steps, train_loss, val_loss = curve[-1]
+        if SAVE and val_loss is not None:
+            with tempfile.TemporaryDirectory(dir=Path(SAVE).parent) as part:
+                whole = {"flags": flags, "vocab": vocab, "weights": model.state_dict()}
+                torch.save(whole, f"{part}/whole.pt")
+                os.replace(f"{part}/whole.pt", SAVE)
         run = dict(name=name, changes=changes, seed=SEED, params=params, device=DEVICE, curve=curve)
         run |= dict(steps=STEPS if val_loss is None else steps, sizes={f: flags[f] for f in SIZES})
         run |= dict(train_loss=train_loss, val_loss=val_loss, seconds=seconds)
@@ -311,11 +316,6 @@ def main(given):
         with open("runs.jsonl", "ab") as file:
             torn = Path("runs.jsonl").read_bytes()[-1:] not in (b"", b"\n")
             file.write(("\n" * torn + json.dumps(run) + "\n").encode())
-        if SAVE and val_loss is not None:
-            with tempfile.TemporaryDirectory(dir=Path(SAVE).parent) as part:
-                whole = {"flags": flags, "vocab": vocab, "weights": model.state_dict()}
-                torch.save(whole, f"{part}/whole.pt")
-                os.replace(f"{part}/whole.pt", SAVE)
     if not STEPS or val_loss is not None:
         print("".join(vocab[i] for i in sample(model.eval(), prompt)))
     if STEPS:

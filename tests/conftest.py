@@ -2,8 +2,10 @@
 
 import os
 import random
+import runpy
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,26 @@ TINY_ARGS = [f"--{flag}={value}" for flag, value in TINY.items()]
 TINY_ARGS = [arg.lower() for arg in TINY_ARGS]
 
 torch.set_num_threads(1)  # the models are tiny, and results then do not depend on the machine
+
+
+def pytest_addoption(parser):
+    """--mine PATH has test_attention.py check the attention(q, k, v) of that file, not gpt's."""
+
+    @cache  # pytest reads its arguments more than once
+    def load(path):
+        try:
+            attention = runpy.run_path(path).get("attention")
+        except (Exception, SystemExit) as error:
+            why = f"{type(error).__name__}: {error}"
+        else:
+            if callable(attention):
+                return attention
+            why = "it has no function attention(q, k, v)"
+        raise pytest.UsageError(f"--mine {path}: {why}")
+
+    parser.addoption(
+        "--mine", type=load, metavar="PATH", help="a file with your attention(q, k, v)"
+    )
 
 
 @pytest.fixture(autouse=True)

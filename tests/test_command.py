@@ -145,7 +145,9 @@ def test_a_run_prints_plain_lines_and_a_sample(text, script):
     shown = [re.fullmatch(form, line) for line in lines[:-1]]
     assert [int(m[2]) for m in shown] == [1, *range(2, 21, 2)]
     assert all(len(m[1]) == 10 * int(m[2]) // 20 for m in shown)
-    assert len(lines[-1]) == 1 + 300 + 1 and set(lines[-1]) <= set(vocab)  # the prompt, a line end
+    sample, table = lines[-1].split("\n\n" + 18 * " " + "params", 1)
+    assert len(sample) == 1 + 300 and set(sample) <= set(vocab)  # the prompt is a line end
+    assert table.count("\n") == 2 and "\nn-head=2 n-layer=2 " in table
     assert sorted(os.listdir()) == ["gpt.pt", "input.txt", "runs.jsonl"]
 
 
@@ -197,11 +199,16 @@ def test_a_run_is_named_by_its_difference_from_the_full_model(argv, name, text, 
     assert record["changes"] == given
 
 
+def printed_sample(capsys):
+    """The ten characters before the table."""
+    return capsys.readouterr().out.split("\n\n" + 18 * " " + "params")[0][-10:]
+
+
 @pytest.mark.parametrize("argv", [[], ["--no-average", "--dropout=0.1"]])
 def test_one_seed_gives_one_run(argv, text, capsys):
     keys = ("train_loss", "val_loss", "curve")
     (a, seen), (b, again), (c, other) = (
-        ([run(f"--seed={seed}", *argv)[key] for key in keys], capsys.readouterr().out[-11:])
+        ([run(f"--seed={seed}", *argv)[key] for key in keys], printed_sample(capsys))
         for seed in (1, 1, 2)
     )
     assert (a, seen) == (b, again) and a != c and seen != other
