@@ -5,7 +5,6 @@ import random
 import runpy
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ torch.set_num_threads(1)  # the models are tiny, and results then do not depend 
 def pytest_addoption(parser):
     """--mine PATH has test_attention.py check the attention(q, k, v) of that file, not gpt's."""
 
-    @cache  # pytest reads its arguments more than once
     def load(path):
         try:
             attention = runpy.run_path(path).get("attention")
