@@ -80,7 +80,8 @@ def sweep(given, seeds):
 
 if __name__ == "__main__":
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    how = dict(formatter_class=formatter, allow_abbrev=False)  # --seed is gpt.py's
+    parser = argparse.ArgumentParser(description=__doc__, **how)
     parser.add_argument("--seeds", type=int, default=1, help="of each, from --seed on [1]")
     args, rest = parser.parse_known_args()
     given = gpt.parse(rest)

@@ -138,17 +138,18 @@ def test_a_sweep_runs_each_once_and_shows_one_table(text, capsys, monkeypatch):
 
 
 def test_a_sweep_that_is_killed_goes_on_and_repeats_no_finished_run(text):
-    sweep = subprocess.Popen([*SWEEP, "--steps=3"], stdout=subprocess.DEVNULL)
+    args = [*SWEEP, "--steps=3", "--seed=7"]
+    sweep = subprocess.Popen(args, stdout=subprocess.DEVNULL)
     while len(recorded()) < 5 and sweep.poll() is None:
         time.sleep(0.01)
     sweep.kill()
     assert sweep.wait() == -signal.SIGKILL
     before = recorded()
-    done = subprocess.run([*SWEEP, "--steps=3"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(args, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == ""
     assert f"{len(deletions.CUTS) - len(before)} of {len(deletions.CUTS)} runs left" in done.stdout
     assert recorded()[: len(before)] == before and len(set(recorded())) == len(recorded())
-    assert len(recorded()) == len(deletions.CUTS)
+    assert len(recorded()) == len(deletions.CUTS) and {seed for _, seed in recorded()} == {7}
     assert done.stdout.count("params ") == 1
 
 
