@@ -275,8 +275,8 @@ def main(given):
             model.load_state_dict(saved["weights"])
         except Exception:
             raise ValueError(f"--load {LOAD}: not what --save wrote for these flags") from None
-    taken = os.path.isdir(SAVE) or SAVE in (DATA, "runs.jsonl")
-    good = {"SAVE": not taken and os.access(os.path.join(os.path.dirname(SAVE), "."), os.W_OK)}
+    free = not os.path.isdir(SAVE) and SAVE not in (DATA, "runs.jsonl")
+    good = {"SAVE": not STEPS or free and os.access(f"{os.path.dirname(SAVE) or '.'}/.", os.W_OK)}
     good["DEVICE"] = DEVICE in ("cpu", "cuda", "mps") and getattr(torch, DEVICE).is_available()
     good |= {"N_HEAD": N_HEAD > 0 and N_EMBD % N_HEAD == 0, "DROPOUT": DROPOUT <= 1}
     good["OPTIMIZER"] = OPTIMIZER in ("adamw", "sgd")
