@@ -107,7 +107,7 @@ def attention(q, k, v):
     scale = q.size(-1) ** -0.5 if QUERY_KEY and SCALE else 1.0
     if FLASH and QUERY_KEY:
         return F.scaled_dot_product_attention(q, k, v, is_causal=CAUSAL, scale=scale)
-    scores = q @ k.mT * scale if QUERY_KEY else v.new_zeros(2 * v.shape[-2:-1])  # (B, H, T, T)
+    scores = q @ k.mT * scale if QUERY_KEY else v.new_zeros(v.size(-2), v.size(-2))  # (B, H, T, T)
     future = torch.ones_like(scores, dtype=torch.bool).triu(1)  # (B, H, T, T)
     scores = scores.masked_fill(future, -torch.inf) if CAUSAL else scores  # (B, H, T, T)
     return scores.softmax(-1) @ v  # (B, H, T, D)
