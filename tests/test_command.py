@@ -264,6 +264,14 @@ def test_an_untrained_model_is_sampled_and_not_saved(text, capsys):
     assert os.listdir() == ["input.txt"] and len(capsys.readouterr().out.split("\n", 2)[2]) == 12
 
 
+def test_sampling_needs_no_folder_that_can_be_written_and_training_does(text, monkeypatch):
+    run()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    gpt.main({"LOAD": "gpt.pt", "STEPS": 0, "SAMPLE": 1})
+    with pytest.raises(ValueError, match="--save gpt.pt"):
+        gpt.main({"LOAD": "gpt.pt", "STEPS": 1})
+
+
 def test_an_empty_save_writes_no_weights(text):
     run("--save", "")
     assert sorted(os.listdir()) == ["input.txt", "runs.jsonl"]
