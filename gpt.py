@@ -239,7 +239,7 @@ def compare(run):
                 seen += [row[2] for row in other["curve"][1:] if other["val_loss"]]
     losses = {k: np.array([run["val_loss"] for run in kinds[k].values()], float) for k in kinds}
     full = losses.get("full", np.array([np.nan]))
-    ends = min(seen, default=0), max(seen, default=9)
+    ends = np.percentile(seen or [0, 9], [5, 95])
     print(f"\n{'':15}   params    loss    cost spread seeds  curve")
     for name in sorted(losses, key=lambda name: np.nan_to_num(losses[name].mean(), nan=99)):
         loss, last = losses[name], list(kinds[name].values())[-1]

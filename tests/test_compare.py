@@ -90,11 +90,17 @@ def test_a_diverged_run_comes_last_and_says_so(text, capsys):
 
 
 def test_the_curves_share_one_scale(text, capsys, monkeypatch):
-    """Eight heights from the lowest to the highest loss but each first, which is cut off."""
+    """Eight heights between the 5th and the 95th percentile of all losses but each curve's first;
+    those are worked out here by their rank: place (n - 1) / 20 in the sorted list of n, and from
+    its end."""
     monkeypatch.setattr(gpt, "BARS", "01234567")
-    full = record("full", 1, 1.0, curve=(9, 4.5, 2, 1))
-    rows = table(capsys, full, record("no-mlp", 1, 3.0, curve=(8, 8, 5, 3)))
-    scaled = [[min(7, round(7 * (x - 1) / 7)) for x in c] for c in ((9, 4.5, 2, 1), (8, 8, 5, 3))]
+    curves = (9.0, 4.5, 2.0, 1.0), (8.0, 8.0, 5.0, 3.0)
+    rows = table(
+        capsys, *(record(str(n), 1, curve[-1], curve=curve) for n, curve in enumerate(curves))
+    )
+    one, two, *_, nine, ten = sorted(curves[0][1:] + curves[1][1:])
+    low, high = one + (two - one) * 5 / 20, ten - (ten - nine) * 5 / 20
+    scaled = [[min(7, max(0, round(7 * (x - low) / (high - low)))) for x in c] for c in curves]
     assert [[int(bar) for bar in row[5]] for row in rows.values()] == scaled
 
 
