@@ -248,7 +248,7 @@ def compare(run):
         note = "within noise" if 0 < abs(cost) < max(spread, np.ptp(full)) else ""
         row = f"{name:15}{last['params']:9,}{loss.mean():8.3f}{cost:+8.3f}{spread:7.3f}"
         row += f"{loss.size:6}  {''.join(BARS[round(bar)] for bar in bars):12}"
-        print(row.replace("+nan", "   ?") + ("diverged" if last["val_loss"] is None else note))
+        print(row.replace("+nan", "   ?") + ("diverged" if np.isnan(loss).any() else note))
 
 
 # 6. The command line.
@@ -265,7 +265,7 @@ def parse(argv):
 
 
 def main(given):
-    """Train or load, record, save and sample with the flags given, as {"N_HEAD": 1}."""
+    """Train or load, save, record, sample and compare with the flags given, as {"N_HEAD": 1}."""
     globals().update(FULL | given)
     if LOAD:
         try:

@@ -87,6 +87,8 @@ def test_a_diverged_run_comes_last_and_says_so(text, capsys):
     assert rows["optimizer=sgd"][1:3] == ["nan", "?"] and rows["optimizer=sgd"][-1] == "diverged"
     assert rows["full"][5] == table(capsys, record("full", 1, 1.6))["full"][5]  # nothing of it
     assert list(table(capsys, record("full", 1, None, curve=(None,)))) == ["full"]
+    rows = table(capsys, wild, record("optimizer=sgd", 2, 1.9), record("full", 1, 1.6))
+    assert rows["optimizer=sgd"][-1] == "diverged"  # as soon as one of its seeds did
 
 
 def test_the_curves_share_one_scale(text, capsys, monkeypatch):
