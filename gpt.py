@@ -1,33 +1,36 @@
-# /// script
-# requires-python = ">=3.10"
-# dependencies = ["torch>=2.9,<2.14", "numpy"]
-# ///
-"""Train a character-level GPT on Tiny Shakespeare, and delete any part of it with one flag."""
+"""Train a character-level GPT on Tiny Shakespeare, and delete any part of it with one flag.
 
-import signal
+Edit a flag below, or give it as an option (--no-norm), or in a notebook (gpt.main(NORM=False)).
+"""
 
-if __name__ == "__main__":  # Ctrl-C, but for train, and a closed pipe end it without a traceback
-    for name in {"SIGINT", "SIGPIPE"} & set(dir(signal)):
-        signal.signal(getattr(signal, name), signal.SIG_DFL)
-
-import argparse, contextlib, hashlib, json, os, re, socket, sys, tempfile, time
-from collections import OrderedDict
+import argparse
+import ast
+import copy
+import hashlib
+import json
+import os
+import socket
+import sys
+import textwrap
+import time
+from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel
 
-# 1. The flags, a line each here and one where it acts. First the parts: what is lost when one goes?
-N_HEAD = 4  # 1: one wide look at the past where there were several narrow ones; divides N_EMBD
-POSITION = True  # off: attention sees a bag of characters; all order comes from the causal mask
+# 1. The flags. First the parts: what is lost when one goes?
+N_HEAD = 4  # 1: one wide look at the past where there were several narrow ones
+POSITION = True  # off: attention sees a bag of characters; only the causal mask tells their order
 ROTARY = True  # off: positions are learned and added at the input, not turned into q and k
-OPTIMIZER = "adamw"  # "sgd": one step size (its own best) for all weights
-LEARNING_RATE = 0.0  # constant, above 0; or 0: the optimizer's own best
-AVERAGE = True  # off: the last weights, noise and all, and no schedule; arxiv.org/abs/1212.1824
+OPTIMIZER = "adamw"  # "sgd": one step size for all weights
+AVERAGE = True  # off: the last weights with their noise, not a running average of all steps
 NORM = True  # off: activations grow or shrink from layer to layer
+PRE_NORM = True  # off: each norm comes after the sum, as in 2017; no path leads past the norms
 RESIDUAL = True  # off: each layer must pass on all it got; gradients fade on their way down
 N_LAYER = 3  # 1: no head can use what another found; 0: the bigram model, embedding then head
 MLP = True  # off: characters communicate but nothing is computed from what they learn
@@ -39,77 +42,86 @@ PROJECTION = True  # off: heads are laid side by side and never mixed
 GELU = True  # off: ReLU, a corner in place of a curve
 TIE = True  # off: reading and writing characters get a matrix each
 SCALED_INIT = True  # off: every matrix starts at N(0, 0.02²) and training stalls at first
-FLASH = True  # off: softmax(QKᵀ/√d)·V written out, with the same numbers
+FLASH = True  # off: softmax(QKᵀ/√D)·V written out, with the same numbers
 BIAS = False  # on: every linear layer and norm adds a vector, as in GPT-2
-DROPOUT = 0.0  # the share of each layer's output that is zeroed in training, 0 to 1; for long runs
-N_EMBD = 64  # channels of each character's vector, 1 or more
-BLOCK_SIZE = 128  # characters of context, 1 or more
-BATCH_SIZE = 8  # texts in a step, 1 or more
-LOAD = ""  # a file that --save wrote: sample from it (--steps 0) or train on
-STEPS = 3000  # optimizer steps; 0: none, only sample
-SEED = 1  # 0 or more: draws the weights, the batches and the sample
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # "cpu", "cuda" or "mps", if it is there
-BFLOAT16 = False  # on: matrix products of training in bfloat16
-DATA = "input.txt"  # a UTF-8 text; the default is fetched if it is not there
-SAVE = "gpt.pt"  # where weights, flags and vocabulary go, if it can be written; "": nowhere
-PROMPT = ""  # how the sample begins; default: the vocabulary's first character, a new line
+DROPOUT = 0.0  # the share of each layer's output that is zeroed in training, 0 to 1
+N_EMBD = 64  # channels of each character's vector, a multiple of N_HEAD
+BLOCK_SIZE = 128  # characters of context
+BATCH_SIZE = 8  # texts in a step
+LEARNING_RATE = 0.0  # constant; 0: the optimizer's own best
+BFLOAT16 = False  # on: matrix products of training in bfloat16, faster where there is hardware
+STEPS = 3000  # optimizer steps; 0: none, sample from CHECKPOINT
+SEED = 1  # draws the weights, the batches and the sample
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # or "mps"
+DATA = "input.txt"  # a UTF-8 text; input.txt is fetched if it is not there
+CHECKPOINT = "gpt.pt"  # where the best model so far is kept, with its flags
+PROMPT = ""  # how the sample begins; empty: with the vocabulary's first character, a new line
 SAMPLE = 500  # how many characters to sample
 TEMPERATURE = 1.0  # 0: always the likeliest character; below 1: safe; above 1: wild
+TOP_K = 0  # sample from so many of the likeliest characters; 0: from all
 
-HELP = dict(re.findall(r"^([A-Z_\d]+) = .+?  [#] (.+)", Path(__file__).read_text("utf-8"), re.M))
-FULL = {flag: globals()[flag] for flag in HELP}
-MODEL = list(FULL)[: list(FULL).index("STEPS")]
-SIZES = ["N_EMBD", "BLOCK_SIZE", "BATCH_SIZE"]
-BARS = "▁▂▃▄▅▆▇█" if (sys.stdout.encoding or "").lower() == "utf-8" else "_.:-=+*#"
+# A run is named by what differs from the full model. An edit above does not move this table.
+FLAGS = [name for name in list(globals()) if name.isupper() and name != "F"]
+KNOBS = dict(STEPS=int, SEED=int, DEVICE=str, DATA=str, CHECKPOINT=str)  # no part of a name
+KNOBS |= dict(PROMPT=str, SAMPLE=int, TEMPERATURE=float, TOP_K=int)
+FULL = {flag: True for flag in FLAGS if flag not in KNOBS}
+FULL |= dict(N_HEAD=4, N_LAYER=3, N_EMBD=64, BLOCK_SIZE=128, BATCH_SIZE=8, OPTIMIZER="adamw")
+FULL |= dict(LEARNING_RATE=0.0, DROPOUT=0.0, BIAS=False, BFLOAT16=False)
+KINDS = {flag: type(value) for flag, value in FULL.items()} | KNOBS
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+CODE = Path(__file__).read_text("utf-8").partition("\ndef ")[2]  # all but the flags and this table
+CODE = hashlib.sha256(ast.unparse(ast.parse("def " + CODE)).encode()).hexdigest()[:8]
+
+
+def require(condition, message):
+    """End the run with one line on standard error and status 2, unless condition holds."""
+    if not condition:
+        print(f"gpt.py: error: {message}", file=sys.stderr)
+        sys.exit(2)
 
 
 # 2. The text.
 def read_text():
-    """The text of DATA; the default is fetched if it is missing."""
-    try:
-        if DATA == FULL["DATA"] and not os.path.lexists(DATA):
+    """The text of DATA. Any line end is a new line. Only input.txt is fetched if it is missing."""
+    if DATA == "input.txt" and not os.path.lexists(DATA):
+        try:
             socket.setdefaulttimeout(10)
             torch.hub.download_url_to_file(URL, DATA, SHA256, progress=False)
-        return Path(DATA).read_bytes().decode("utf-8-sig")
-    except Exception as error:
-        raise ValueError(f"--data {DATA}: {error}; give a UTF-8 text file") from error
+        except Exception as error:
+            print(f"Python's own manual stands in for {URL} ({error}); save that as input.txt.")
+            return "\n".join(topics.values())
+    try:
+        return Path(DATA).read_text("utf-8-sig")
+    except (OSError, ValueError) as error:
+        require(False, f"DATA={DATA!r}: {error}; give a UTF-8 text file")
 
 
 def encode(text, vocab):
-    """Ids (N,) of N characters: places in vocab, a sorted string. ValueError for any not there."""
-    if unknown := sorted(set(text) - set(vocab)):
-        raise ValueError(f"--prompt or --data {text[:20]!r}: not in the vocabulary: {unknown[:20]}")
-    return torch.tensor([vocab.index(character) for character in text], dtype=torch.long)
-
-
-def batch(ids, generator):
-    """Random windows of ids (N,): inputs x and targets y, (B, T) each, y one character later."""
-    start = torch.randint(len(ids) - BLOCK_SIZE, (BATCH_SIZE, 1), generator=generator)
-    window = ids[start + torch.arange(BLOCK_SIZE + 1)].to(DEVICE)  # (B, T + 1)
-    return window[:, :-1], window[:, 1:]
+    """Ids (N,) of N characters: their places in vocab, a sorted string."""
+    unknown = sorted(set(text) - set(vocab))
+    require(not unknown, f"PROMPT={text!r}: the model does not know {unknown}; leave them out")
+    return torch.tensor(list(map(vocab.index, text)))
 
 
 # 3. The model: B texts, T characters, C channels, H heads of D = C / H channels, V characters.
-def rotate(x):
-    """Turn channel pairs of x (B, H, T, D) with the position; https://arxiv.org/abs/2104.09864"""
-    half = x.size(-1) // 2
-    angle = torch.outer(torch.arange(x.size(-2)), 1e-4 ** (torch.arange(half) / half))  # (T, D / 2)
-    cos, sin = angle.cos().to(x.device), angle.sin().to(x.device)  # (T, D / 2)
-    a, b, rest = x.tensor_split([half, 2 * half], -1)  # (B, H, T, D / 2)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], -1)  # (B, H, T, D)
+def rotate(x, rotation):
+    """Turn the channel pairs of x (B, H, T, D). Su et al. 2021, https://arxiv.org/abs/2104.09864"""
+    pairs = torch.view_as_complex(x.float().unflatten(3, (-1, 2)))  # (B, H, T, D / 2)
+    turned = pairs * rotation[: x.size(-2)]  # (B, H, T, D / 2)
+    return torch.view_as_real(turned).flatten(-2).type_as(x)  # (B, H, T, D)
 
 
 def attention(q, k, v):
-    """softmax(QKᵀ/√d)·V, all (B, H, T, D): the weighted mean of what each position sees.
-    Without QUERY_KEY q and k are None. Vaswani et al. 2017, https://arxiv.org/abs/1706.03762"""
-    scale = q.size(-1) ** -0.5 if QUERY_KEY and SCALE else 1.0
+    """softmax(QKᵀ/√D)·V, all (B, H, T, D). Vaswani et al. 2017, https://arxiv.org/abs/1706.03762"""
+    scale = v.size(-1) ** -0.5 if SCALE else 1.0
     if FLASH and QUERY_KEY:
         return F.scaled_dot_product_attention(q, k, v, is_causal=CAUSAL, scale=scale)
-    scores = q @ k.mT * scale if QUERY_KEY else v.new_zeros(v.size(-2), v.size(-2))  # (B, H, T, T)
-    future = torch.ones_like(scores, dtype=torch.bool).triu(1)  # (B, H, T, T)
-    scores = scores.masked_fill(future, -torch.inf) if CAUSAL else scores  # (B, H, T, T)
+    scores = v.new_zeros(v.size(-2), v.size(-2))  # (T, T)
+    if QUERY_KEY:
+        scores = q @ k.mT * scale  # (B, H, T, T)
+    if CAUSAL:
+        scores = scores + torch.full_like(scores, -torch.inf).triu(1)  # (B, H, T, T)
     return scores.softmax(-1) @ v  # (B, H, T, D)
 
 
@@ -118,213 +130,253 @@ class Attention(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.qkv = nn.Linear(N_EMBD, N_EMBD * (3 if QUERY_KEY else 1), bias=BIAS)
-        self.proj = nn.Linear(N_EMBD, N_EMBD, bias=BIAS) if PROJECTION else nn.Identity()
+        self.c_attn = nn.Linear(N_EMBD, 3 * N_EMBD if QUERY_KEY else N_EMBD, bias=BIAS)
+        self.c_proj = nn.Linear(N_EMBD, N_EMBD, bias=BIAS) if PROJECTION else nn.Identity()
+        if POSITION and ROTARY:
+            frequency = 10000 ** (
+                -torch.arange(0, N_EMBD // N_HEAD, 2) * N_HEAD / N_EMBD
+            )  # (D / 2)
+            angle = torch.outer(torch.arange(BLOCK_SIZE), frequency)  # (T, D / 2)
+            self.register_buffer("rotation", torch.exp(1j * angle), persistent=False)
 
     def forward(self, x):
-        qkv = self.qkv(x).unflatten(-1, (-1, N_HEAD, N_EMBD // N_HEAD))  # (B, T, 3, H, D)
-        *qk, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D)
-        qk = [rotate(x) if POSITION and ROTARY else x for x in qk] or (None, None)
-        return self.proj(attention(*qk, v).transpose(1, 2).flatten(2))  # (B, T, C)
+        heads = self.c_attn(x).unflatten(2, (-1, N_HEAD, N_EMBD // N_HEAD))  # (B, T, 3, H, D)
+        heads = heads.permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
+        q, k, v = heads if QUERY_KEY else (None, None, heads[0])  # (B, H, T, D)
+        if QUERY_KEY and POSITION and ROTARY:
+            q = rotate(q, self.rotation)  # (B, H, T, D)
+            k = rotate(k, self.rotation)  # (B, H, T, D)
+        y = attention(q, k, v)  # (B, H, T, D)
+        return self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
 
 
-def feed_forward():
+class FeedForward(nn.Sequential):
     """Computation: a multilayer perceptron on each character alone. (B, T, C) to (B, T, C)."""
-    up, proj = nn.Linear(N_EMBD, 4 * N_EMBD, BIAS), nn.Linear(4 * N_EMBD, N_EMBD, BIAS)
-    return nn.Sequential(OrderedDict(up=up, gelu=nn.GELU() if GELU else nn.ReLU(), proj=proj))
+
+    def __init__(self):
+        super().__init__()
+        self.c_fc = nn.Linear(N_EMBD, 4 * N_EMBD, bias=BIAS)
+        self.act = nn.GELU() if GELU else nn.ReLU()
+        self.c_proj = nn.Linear(4 * N_EMBD, N_EMBD, bias=BIAS)
+
+
+class Sublayer(nn.Module):
+    """x + f(norm(x)), where f is attention or the feed-forward. (B, T, C) to (B, T, C)."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+        self.norm = nn.LayerNorm(N_EMBD, bias=BIAS) if NORM else nn.Identity()
+
+    def forward(self, x):
+        y = self.f(self.norm(x) if PRE_NORM else x)  # (B, T, C)
+        y = F.dropout(y, DROPOUT, self.training)  # (B, T, C)
+        if RESIDUAL:
+            y = x + y  # (B, T, C)
+        return y if PRE_NORM else self.norm(y)  # (B, T, C)
 
 
 class GPT(nn.Module):
-    """Ids (B, T) to the logits (B, T, V) of each next character."""
+    """Ids (B, T) to the logits (B, T, V) of each next character, with the flags of its making."""
 
     def __init__(self, vocab_size):
         super().__init__()
+        self.flags = {flag: globals()[flag] for flag in FULL}
         self.wte = nn.Embedding(vocab_size, N_EMBD)
-        self.wpe = nn.Embedding(BLOCK_SIZE, N_EMBD) if POSITION and N_LAYER and not ROTARY else None
-        block = [Attention] * ATTENTION + [feed_forward] * MLP
-        norm = nn.LayerNorm if NORM else nn.Identity  # https://arxiv.org/abs/1607.06450
-        self.layers = nn.ModuleList(layer() for layer in block * N_LAYER)
-        self.norms = nn.ModuleList(norm(N_EMBD, bias=BIAS) for _ in self.layers)
-        self.norm = norm(N_EMBD, bias=BIAS)
-        self.head = nn.Linear(N_EMBD, vocab_size, bias=False)
-        self.head.weight = self.wte.weight if TIE else self.head.weight
+        if POSITION and not ROTARY:
+            self.wpe = nn.Embedding(BLOCK_SIZE, N_EMBD)
+        self.layers = nn.Sequential()
+        for _ in range(N_LAYER):
+            if ATTENTION:
+                self.layers.append(Sublayer(Attention()))
+            if MLP:
+                self.layers.append(Sublayer(FeedForward()))
+        self.ln_f = nn.LayerNorm(N_EMBD, bias=BIAS) if NORM else nn.Identity()
+        self.lm_head = nn.Linear(N_EMBD, vocab_size, bias=False)
+        if TIE:
+            self.lm_head.weight = self.wte.weight
         for name, weight in self.named_parameters():
+            std = 0.02
+            if SCALED_INIT and name != "wte.weight":
+                std = 0.0 if RESIDUAL and "c_proj" in name else weight.size(-1) ** -0.5
             if weight.dim() == 2:
-                silent = RESIDUAL and "proj" in name  # at first no layer adds anything to x
-                std = 0.02 if not SCALED_INIT else 0 if silent else weight.size(1) ** -0.5
-                nn.init.normal_(weight, 0, std)
+                nn.init.normal_(weight, std=std)
 
     def forward(self, ids):
+        globals().update(self.flags)
         x = self.wte(ids)  # (B, T, C)
-        x = x + self.wpe.weight[: ids.size(1)] if self.wpe else x  # (B, T, C)
-        for norm, layer in zip(self.norms, self.layers, strict=True):
-            y = F.dropout(layer(norm(x)), DROPOUT, self.training)  # (B, T, C)
-            x = x + y if RESIDUAL else y  # (B, T, C)
-        return self.head(self.norm(x))  # (B, T, V)
+        if POSITION and not ROTARY:
+            x = x + self.wpe.weight[: ids.size(1)]  # (B, T, C)
+        return self.lm_head(self.ln_f(self.layers(x)))  # (B, T, V)
 
 
 # 4. Training.
 @torch.no_grad()
 def evaluate(model, ids):
-    """Mean cross-entropy in nats a character over every window of ids (N,), each target once."""
+    """Mean cross-entropy in nats a character over the whole windows of ids (N,), at most 2**17."""
     model.eval()
-    n, total = len(ids) - 1, 0.0
-    cuts = sorted({*range(0, n, 32 * BLOCK_SIZE), n - n % BLOCK_SIZE} - {0, n})  # 32 windows each
-    for x, y in zip(ids[:-1].tensor_split(cuts), ids[1:].tensor_split(cuts), strict=True):
-        logits = model(x.view(-1, min(BLOCK_SIZE, len(x))).to(DEVICE)).flatten(0, 1)  # (B * T, V)
-        total += F.cross_entropy(logits, y.to(DEVICE), reduction="sum").item()
+    losses = []
+    for window in ids[: 2**17].unfold(0, BLOCK_SIZE + 1, BLOCK_SIZE).split(32):
+        logits = model(window[:, :-1])  # (B, T, V)
+        losses.append(F.cross_entropy(logits.mT, window[:, 1:], reduction="none"))
     model.train()
-    return total / n
+    return torch.cat(losses).mean().item()
 
 
-def train(model, train_ids, val_ids):
-    """Train for STEPS steps, or until Ctrl-C or divergence. Returns the model to use, the seconds
-    in steps, and rows of [step, train loss, validation loss], both None where it diverged."""
-    make, rate = {"adamw": (torch.optim.AdamW, 3e-3), "sgd": (torch.optim.SGD, 0.5)}[OPTIMIZER]
-    optimizer = make(model.parameters(), LEARNING_RATE or rate * (64 / N_EMBD) ** 0.5)
-    average = AveragedModel(model, avg_fn=lambda mean, new, n: mean.lerp(new, 16 / (n + 16)))
-    best = average.module if AVERAGE else model
-    generator = torch.Generator().manual_seed(SEED)
-    live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    curve, seconds, train_loss, val_loss, stops = [], 0.0, 0.0, np.nan, []
-    before = signal.signal(signal.SIGINT, lambda *_: stops.append(signal.signal(2, before)))
-    for step in range(1, STEPS + 1):
-        start = time.perf_counter()
-        x, y = batch(train_ids, generator)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=BFLOAT16):
-            loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if AVERAGE:
-            average.update_parameters(model)
-        train_loss += (loss.item() - train_loss) / min(step, 50)
-        seconds += time.perf_counter() - start
-        last = step == STEPS or stops or not np.isfinite(train_loss)
-        if measured := last or step == 1 or step % max(1, STEPS // 10) == 0:
-            val_loss = evaluate(best, val_ids) + 0 * train_loss
-            curve.append([step, *((train_loss, val_loss) if np.isfinite(val_loss) else [None] * 2)])
-        if measured or live and step % 10 == 0:
-            speed, left = step * x.numel() / seconds, (STEPS - step) * seconds / step
-            line = f"[{'#' * (10 * step // STEPS):.<10}] {step}/{STEPS}  train {train_loss:.3f}"
-            line += f"  val {val_loss:.4f}  {speed:,.0f} tokens/s  {left:.0f} s left"
-            line = f"\r{line[: os.get_terminal_size().columns - 1]}\033[K" if live else line
-            print(line, end="" if live and not last else "\n", flush=True)
-        if last or curve[-1][2] is None:
-            break
-    signal.signal(signal.SIGINT, before)
-    return best, seconds, curve
+def train(model, train_ids, val_ids, vocab):
+    """Returns the best model by validation loss and rows [step, train loss, validation loss]."""
+    make, rate = (torch.optim.AdamW, 3e-3) if OPTIMIZER == "adamw" else (torch.optim.SGD, 0.5)
+    rate = LEARNING_RATE or rate * (64 / N_EMBD) ** 0.5
+    optimizer = make(model.parameters(), rate, fused=True)
+    smooth = copy.deepcopy(model) if AVERAGE else model
+    best = copy.deepcopy(model)
+    generator = torch.Generator(DEVICE).manual_seed(SEED)
+    windows = train_ids.unfold(0, BLOCK_SIZE + 1, 1)  # (N - T, T + 1): every text to train on
+    losses, curve = [], []
+
+    def look(step):
+        train_loss = torch.stack(losses[-50:]).mean().item()
+        val_loss = evaluate(smooth, val_ids)
+        print(f"step {step}/{STEPS}  train {train_loss:.3f}  val {val_loss:.4f}")
+        if val_loss < min([row[2] for row in curve], default=np.inf):
+            best.load_state_dict(smooth.state_dict())
+            part = f"{CHECKPOINT}.{os.getpid()}.part"
+            torch.save((best.flags, vocab, best.state_dict()), part)
+            os.replace(part, CHECKPOINT)
+        curve.append([step, train_loss, val_loss])
+
+    try:
+        for step in range(1, STEPS + 1):
+            draw = torch.randint(len(windows), [BATCH_SIZE], generator=generator, device=DEVICE)
+            window = windows[draw]  # (B, T + 1): a character and those to predict from it
+            with torch.autocast(DEVICE, torch.bfloat16, BFLOAT16):
+                logits = model(window[:, :-1])  # (B, T, V)
+                loss = F.cross_entropy(logits.mT, window[:, 1:])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+            if AVERAGE:  # step n has weighed about n^15; https://arxiv.org/abs/1212.1824
+                for mean, weight in zip(smooth.parameters(), model.parameters(), strict=True):
+                    mean.data.lerp_(weight.data, 16 / (step + 15))
+            if 10 * step % STEPS < 10:
+                look(step)
+    except KeyboardInterrupt:
+        look(step)
+    return best, curve
 
 
 # 5. Looking.
 @torch.inference_mode()
-def sample(model, ids):
-    """Ids (T,) and SAMPLE more, each drawn from what the model predicts after those before it."""
-    generator = torch.Generator().manual_seed(SEED)
+def sample(model, vocab, prompt):
+    """The prompt and SAMPLE characters more, each drawn from what the model predicts."""
+    torch.manual_seed(SEED)
+    ids = encode(prompt or vocab[0], vocab)
+    model.eval()
     for _ in range(SAMPLE):
-        logits = model(ids[None, -BLOCK_SIZE:].to(DEVICE))[0, -1].cpu()  # (V)
-        p = (logits / max(TEMPERATURE, 1e-6)).softmax(-1)  # (V)
-        ids = torch.cat([ids, p.multinomial(1, generator=generator)])
-    return ids
+        context = ids[None, -model.flags["BLOCK_SIZE"] :].to(DEVICE)  # (1, T)
+        logits = model(context)[0, -1].cpu() / max(TEMPERATURE, 1e-6)  # (V)
+        logits, places = logits.topk(min(TOP_K or len(vocab), len(vocab)))  # the likeliest first
+        ids = torch.cat([ids, places[logits.softmax(-1).multinomial(1)]])
+    return "".join(vocab[place] for place in ids)
 
 
 def compare(run):
-    """Print run beside those in runs.jsonl of the same data, steps and sizes, the best first."""
-    kinds, seen = {}, []
-    for line in Path("runs.jsonl").read_bytes().splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a half-written line
+    """Print the runs of the same text and as many steps in runs.jsonl, a name a row, best first."""
+    runs, losses = [], {}
+    for line in Path("runs.jsonl").read_text().splitlines():
+        with suppress(ValueError, KeyError):  # a line that is no whole record
             other = json.loads(line)
-            if all(other[key] == run[key] for key in ("data", "steps", "sizes")):
-                kinds.setdefault(other["name"], {})[other["seed"]] = other
-                seen += [row[2] for row in other["curve"][1:] if other["val_loss"]]
-    losses = {k: np.array([run["val_loss"] for run in kinds[k].values()], float) for k in kinds}
-    full = losses.get("full", np.array([np.nan]))
-    ends = np.percentile(seen or [0, 9], [5, 95])
-    print(f"\n{'':15}   params    loss    cost spread seeds  curve")
-    for name in sorted(losses, key=lambda name: np.nan_to_num(losses[name].mean(), nan=99)):
-        loss, last = losses[name], list(kinds[name].values())[-1]
-        cost, spread = loss.mean() - full.mean(), np.ptp(loss)
-        bars = np.interp([r[2] for r in last["curve"] if r[2] is not None], ends, [0, 7])
-        note = "within noise" if 0 < abs(cost) < max(spread, np.ptp(full)) else ""
-        row = f"{name:15}{last['params']:9,}{loss.mean():8.3f}{cost:+8.3f}{spread:7.3f}"
-        row += f"{loss.size:6}  {''.join(BARS[round(bar)] for bar in bars):12}"
-        print(row.replace("+nan", "   ?") + ("diverged" if np.isnan(loss).any() else note))
+            if all(other[key] == run[key] for key in ("data", "steps")):
+                runs.append(other)
+    for other in runs:
+        edited = "" if other["code"] == runs[0]["code"] else f" (edited code {other['code'][:4]})"
+        losses.setdefault(other["name"] + edited, {})[other["seed"]] = other["val_loss"]
+    rows = {name: np.array(list(seeds.values()), float) for name, seeds in losses.items()}
+    full = rows.get("full", np.array([np.nan]))
+    print("\n    loss    cost  spread  seeds  name")
+    for name, loss in sorted(rows.items(), key=lambda row: np.nan_to_num(row[1].mean(), nan=99)):
+        cost = loss.mean() - full.mean()
+        spread = f"{np.ptp(loss):.3f}" if len(loss) > 1 else ""
+        if 0 < abs(cost) < max(np.ptp(loss), np.ptp(full)):
+            name += ", within the spread"
+        row = f"{loss.mean():8.3f}{cost:+8.3f}{spread:>8}{len(loss):7}  {name}"
+        row = row.replace("     nan    +nan", "diverged        ").replace("+nan", "   ?")
+        print(textwrap.fill(row, 80, subsequent_indent=33 * " "))
+    if "full" not in rows:
+        print(f"?: run the full model: python gpt.py --steps {run['steps']}, the flags as shipped")
 
 
 # 6. The command line.
-def parse(argv):
-    """The flags given, as {"N_HEAD": 1}, by the lines above; --n_head is --n-head."""
-    parser = argparse.ArgumentParser("gpt.py", argparse.SUPPRESS, __doc__, allow_abbrev=False)
-    for flag, comment in HELP.items():
-        kind = type(FULL[flag])
-        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
-        how |= {"dest": flag, "default": argparse.SUPPRESS, "help": f"{comment} [{FULL[flag]!r}]"}
-        parser.add_argument("--" + flag.lower().replace("_", "-"), **how)
-    dashed = [re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), arg) for arg in argv]
-    return vars(parser.parse_args(dashed))
+def check():
+    """End the run where a flag has a value that cannot be used."""
+    for flag, kind in KINDS.items():
+        value = globals()[flag]
+        numbers = (int, float) if kind is float else kind
+        require(
+            isinstance(value, numbers), f"{flag}={value!r}: give a value of type {kind.__name__}"
+        )
+        require(kind is str or value >= 0, f"{flag}={value}: give 0 or more")
+    require(N_HEAD and N_EMBD and BLOCK_SIZE and BATCH_SIZE, "give sizes of 1 or more")
+    require(N_EMBD % (2 * N_HEAD) == 0, f"{N_EMBD=} must be a multiple of 2 * {N_HEAD=}")
+    require(OPTIMIZER in ("adamw", "sgd"), f"OPTIMIZER={OPTIMIZER!r}: give 'adamw' or 'sgd'")
+    require(DROPOUT <= 1, f"DROPOUT={DROPOUT}: give a share from 0 to 1")
+    here = ("cpu", str(torch.accelerator.current_accelerator(True)))
+    require(DEVICE in here, f"DEVICE={DEVICE!r}: this machine has no such device; give 'cpu'")
+    folder = os.path.dirname(CHECKPOINT) or "."
+    good = CHECKPOINT.endswith(".pt") and os.access(folder, os.W_OK)
+    require(good, f"CHECKPOINT={CHECKPOINT!r}: give a name in .pt in a folder that can be written")
 
 
-def main(given):
-    """Train or load, save, record, sample and compare with the flags given, as {"N_HEAD": 1}."""
-    globals().update(FULL | given)
-    if LOAD:
+def main(**flags):
+    """Train, or sample where STEPS is 0, with flags as NORM=False. Returns model, vocab, run."""
+    for flag in flags:
+        require(flag in FLAGS, f"no flag {flag}; maybe {get_close_matches(flag, FLAGS, 1, 0)[0]}?")
+    globals().update(flags)
+    check()
+    if STEPS == 0:
         try:
-            saved = torch.load(LOAD, map_location="cpu", weights_only=True)
-            globals().update({flag: saved["flags"][flag] for flag in MODEL} | given)
-            model, vocab = GPT(len(saved["vocab"])), saved["vocab"]
-            model.load_state_dict(saved["weights"])
-        except Exception:
-            raise ValueError(f"--load {LOAD}: not what --save wrote for these flags") from None
-    free = not os.path.isdir(SAVE) and SAVE not in (DATA, "runs.jsonl")
-    good = {"SAVE": not STEPS or free and os.access(f"{os.path.dirname(SAVE) or '.'}/.", os.W_OK)}
-    good["DEVICE"] = DEVICE in ("cpu", "cuda", "mps") and getattr(torch, DEVICE).is_available()
-    good |= {"N_HEAD": N_HEAD > 0 and N_EMBD % N_HEAD == 0, "DROPOUT": DROPOUT <= 1}
-    good["OPTIMIZER"] = OPTIMIZER in ("adamw", "sgd")
-    for flag, comment in HELP.items():
-        value, low = globals()[flag], "1 or more" in comment
-        if not good.get(flag, True) or type(value) is not str and not low <= value < 2**31:
-            raise ValueError(f"--{flag.lower()} {value} can't be; {flag} is {comment}")
-    if STEPS or not LOAD:
-        text = read_text()
-        vocab = vocab if LOAD else "".join(sorted(set(text)))
-        train_ids, val_ids = encode(text, vocab).tensor_split([len(text) * 9 // 10])
-        if len(train_ids) <= BLOCK_SIZE or len(val_ids) < 2:
-            raise ValueError(f"--data {DATA}: too short; a text of {2 * BLOCK_SIZE + 20} will do")
-    prompt = encode(PROMPT or vocab[0], vocab)
+            flags, vocab, weights = torch.load(CHECKPOINT, DEVICE)
+        except Exception as error:
+            require(False, f"CHECKPOINT={CHECKPOINT!r}: {error}; python gpt.py makes one")
+        globals().update(flags)
+        model = GPT(len(vocab)).to(DEVICE)
+        model.load_state_dict(weights)
+        print(sample(model, vocab, PROMPT))
+        return model, vocab, None
+    text = read_text()
+    vocab = "".join(sorted(set(text)))
+    train_ids, val_ids = encode(text, vocab).to(DEVICE).tensor_split([len(text) * 9 // 10])
+    require(len(val_ids) > BLOCK_SIZE, f"DATA={DATA!r}: too short for BLOCK_SIZE={BLOCK_SIZE}")
+    encode(PROMPT, vocab)
+    torch.set_float32_matmul_precision("high")  # TF32, where a GPU has it
     torch.manual_seed(SEED)
-    model = (model if LOAD else GPT(len(vocab))).to(DEVICE)
-    flags = {flag: globals()[flag] for flag in MODEL}
-    changes = {k: v for k, v in flags.items() if v != FULL[k] and k not in SIZES}
-    words = ["no-" * (v is False) + k + f"={v}" * (type(v) is not bool) for k, v in changes.items()]
-    name = " ".join(words).replace("_", "-").lower() or "full"
-    params = sum(p.numel() for p in model.parameters())
-    print(f"{name}: {params:,} parameters, {N_LAYER} layers, {N_HEAD} heads, width {N_EMBD}")
-    print(f"context {BLOCK_SIZE}, batch {BATCH_SIZE}, {len(vocab)} characters, on {DEVICE}")
-    if STEPS:
-        model, seconds, curve = train(model, train_ids, val_ids)
-        steps, train_loss, val_loss = curve[-1]
-        if SAVE and val_loss is not None:
-            with tempfile.TemporaryDirectory(dir=Path(SAVE).parent) as part:
-                whole = {"flags": flags, "vocab": vocab, "weights": model.state_dict()}
-                torch.save(whole, f"{part}/whole.pt")
-                os.replace(f"{part}/whole.pt", SAVE)
-        run = dict(name=name, changes=changes, seed=SEED, params=params, device=DEVICE, curve=curve)
-        run |= dict(steps=STEPS if val_loss is None else steps, sizes={f: flags[f] for f in SIZES})
-        run |= dict(train_loss=train_loss, val_loss=val_loss, seconds=seconds)
-        run |= dict(tokens_per_second=steps * BATCH_SIZE * BLOCK_SIZE / seconds)
-        run |= dict(data=hashlib.sha256(text.encode()).hexdigest()[:12], torch=torch.__version__)
-        with open("runs.jsonl", "ab") as file:
-            torn = Path("runs.jsonl").read_bytes()[-1:] not in (b"", b"\n")
-            file.write(("\n" * torn + json.dumps(run) + "\n").encode())
-    if not STEPS or val_loss is not None:
-        print("".join(vocab[i] for i in sample(model.eval(), prompt)))
-    if STEPS:
-        compare(run)
+    model = GPT(len(vocab)).to(DEVICE)
+    differs = [f"{flag}={value!r}" for flag, value in model.flags.items() if value != FULL[flag]]
+    run = dict(name=" ".join(differs) or "full", seed=SEED, flags=model.flags, code=CODE)
+    run |= dict(data=hashlib.sha256(text.encode()).hexdigest()[:8], torch=torch.__version__)
+    run |= dict(params=sum(p.numel() for p in model.parameters()), started=time.time())
+    print(
+        f"{run['name']}: {run['params']:,} parameters, {N_LAYER} layers, {N_HEAD} heads, {DEVICE}"
+    )
+    print(f"width {N_EMBD}, context {BLOCK_SIZE}; {len(text):,} characters, {len(vocab)} different")
+    model, curve = train(model, train_ids, val_ids, vocab)
+    run["val_loss"] = float(np.min([row[2] for row in curve]))  # nan where it diverged
+    run |= dict(curve=curve, steps=curve[-1][0], seconds=time.time() - run["started"])
+    with open("runs.jsonl", "a") as file:
+        file.write(json.dumps(run).replace("NaN", "null") + "\n")
+    print(sample(model, vocab, PROMPT))
+    compare(run)
+    print(f"The model is in {CHECKPOINT}; python gpt.py --steps 0 samples from it.")
+    return model, vocab, run
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")
-    try:
-        main(parse(sys.argv[1:]))
-    except (OSError, RuntimeError, ValueError) as error:
-        argparse.ArgumentParser("gpt.py", argparse.SUPPRESS).error(" ".join(str(error).split()))
+    parser = argparse.ArgumentParser("gpt.py", argparse.SUPPRESS, __doc__, allow_abbrev=False)
+    for flag, kind in KINDS.items():
+        names = {f"--{flag.lower()}", f"--{flag.lower().replace('_', '-')}"}
+        how = {"type": kind} if kind is not bool else {"action": argparse.BooleanOptionalAction}
+        parser.add_argument(*names, dest=flag, default=argparse.SUPPRESS, **how)
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook has none
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
+    main(**vars(parser.parse_args()))
