@@ -1,7 +1,4 @@
-"""Train a character-level GPT on Tiny Shakespeare, and delete any part of it with one flag.
-
-Edit a flag below, or give it as an option (--no-norm), or in a notebook (gpt.main(NORM=False)).
-"""
+"""Train a character-level GPT on Tiny Shakespeare, and delete any part of it with one flag."""
 
 import argparse
 import ast
@@ -23,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-# 1. The flags. First the parts: what is lost when one goes?
+# 1. The flags: edit a line, or run gpt.py --no-norm, or in a notebook gpt.main(NORM=False).
 N_HEAD = 4  # 1: one wide look at the past where there were several narrow ones
 POSITION = True  # off: attention sees a bag of characters; only the causal mask tells their order
 ROTARY = True  # off: positions are learned and added at the input, not turned into q and k
@@ -321,8 +318,7 @@ def check():
     require(N_EMBD % (2 * N_HEAD) == 0, f"{N_EMBD=} must be a multiple of 2 * {N_HEAD=}")
     require(OPTIMIZER in ("adamw", "sgd"), f"OPTIMIZER={OPTIMIZER!r}: give 'adamw' or 'sgd'")
     require(DROPOUT <= 1, f"DROPOUT={DROPOUT}: give a share from 0 to 1")
-    here = ("cpu", str(torch.accelerator.current_accelerator(True)))
-    require(DEVICE in here, f"DEVICE={DEVICE!r}: this machine has no such device; give 'cpu'")
+    require(DEVICE in ("cpu", str(torch.accelerator.current_accelerator(True))), f"no {DEVICE=}")
     folder = os.path.dirname(CHECKPOINT) or "."
     good = CHECKPOINT.endswith(".pt") and os.access(folder, os.W_OK)
     require(good, f"CHECKPOINT={CHECKPOINT!r}: give a name in .pt in a folder that can be written")
