@@ -229,10 +229,10 @@ def train(model, train_ids, val_ids, vocab):
     best = copy.deepcopy(model)
     generator = torch.Generator(DEVICE).manual_seed(SEED)
     windows = train_ids.unfold(0, BLOCK_SIZE + 1, 1)  # (N - T, T + 1): every text to train on
-    losses, curve = [], []
+    losses, curve = torch.zeros(50, device=DEVICE), []  # losses of the last 50 steps
 
     def look(step):
-        train_loss = torch.stack(losses[-50:]).mean().item()
+        train_loss = losses.sum().item() / min(step, 50)
         val_loss = evaluate(smooth, val_ids)
         print(f"step {step}/{STEPS}  train {train_loss:.3f}  val {val_loss:.4f}")
         if val_loss < min([row[2] for row in curve], default=np.inf):
@@ -252,7 +252,7 @@ def train(model, train_ids, val_ids, vocab):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses.append(loss.detach())
+            losses[step % 50] = loss.detach()
             if AVERAGE:  # step n has weighed about n^15; https://arxiv.org/abs/1212.1824
                 for mean, weight in zip(smooth.parameters(), model.parameters(), strict=True):
                     mean.data.lerp_(weight.data, 16 / (step + 15))
