@@ -1,181 +1,133 @@
-"""Measure gpt.py on this machine's CPU, and nanoGPT beside it. It asserts nothing; no test runs it.
+"""Measure gpt.py on this machine's CPU, in turn with an earlier commit of it and with nanoGPT.
 
-    python tests/bench.py                      the table: ceiling, target, loss, whole and sample
-    python tests/bench.py --nanogpt PATH       the same beside a checkout of nanoGPT, with ratios
-    python tests/bench.py target whole         only these parts of the table
+    python tests/bench.py                      the table, with goals
+    python tests/bench.py --before COMMIT      the same beside that commit's gpt.py
+    python tests/bench.py --nanogpt PATH       the same beside a checkout of nanoGPT
+    python tests/bench.py step                 one part: step, float32, bfloat16, whole or sample
+    python tests/bench.py deletions            milliseconds a step without each part of the model
     python tests/bench.py growth               how cost grows with each size
-    python tests/bench.py long --seconds 900   the long recipe, to nanoGPT's best loss on a GPU
+    python tests/bench.py long --seconds 900   a long run: its curve, its best loss and a sample
+    python tests/bench.py long --recipe "..."  the same with other flags of gpt.py
     python tests/bench.py ... --seeds 5        so many rounds, a seed each (else 3)
-    python tests/bench.py ... --quick          seconds, not minutes: does the script itself work?
+    python tests/bench.py ... --quick          does the script work? Its numbers mean nothing
 
-Tables go to standard output, progress to standard error. It reads input.txt in the current folder,
-fetched if missing, and writes only to temporary folders. Linux or macOS. nanoGPT's train.py needs
-torch and numpy and nothing else: its prepare.py (which imports requests) and its sample.py (which
-imports tiktoken) are not run, their work is done here.
+It asserts nothing. All but long runs in processes of their own, in turn, round by round, and ratios
+are taken within each round. It needs `pip install -e .` and Linux or macOS, reads input.txt in the
+current folder (fetched if missing) and writes only to a temporary folder.
+
+Training is `python gpt.py` itself, not a line of it replaced. A hook of PyTorch after each
+optimizer step reads the clock and, with the clock stopped, keeps a running average of the weights
+by gpt.py's formula and evaluates that at the marks. Ctrl-C from the hook ends it.
+
+nanoGPT runs its README's recipe for a CPU, in float32; its times and losses are those of its log.
+Of it only train.py and model.py are run: its prepare.py and sample.py import other packages, and
+what they do is done here. Its whole run does not sample; ours does.
 """
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import pickle
 import platform
 import re
+import runpy
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from functools import cache, partial
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import gpt  # noqa: E402
+import gpt
 
-RECIPES = {  # the flags of gpt.py in each part
-    "target": "--n-layer 2 --block-size 64 --batch-size 16",
-    "loss": "",
-    "whole": "",
-    "sample": "",
-    "long": "--n-embd 160 --n-layer 4 --n-head 5 --block-size 256 --batch-size 16 --dropout 0.15"
-    " --learning-rate 2e-3 --bfloat16 --no-flash",
-}
-NANOGPT = (  # its README's recipe for a CPU
+TARGET, LONG_TARGET = 1.88, 1.4697  # losses to reach: nanoGPT's on a CPU, and its best on a GPU
+SMALL = "--n-layer 2 --block-size 64 --batch-size 16"
+RECIPES = {"float32": SMALL, "bfloat16": SMALL + " --bfloat16 --no-flash"}
+LONG = (
+    "--n-embd 160 --n-layer 4 --n-head 5 --block-size 256 --batch-size 16 --dropout 0.15"
+    " --learning-rate 2e-3 --bfloat16 --no-flash"
+)
+NANOGPT = (
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1"
     " --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000"
     " --lr_decay_iters=2000 --dropout=0.0"
 )
-TARGET, LONG_TARGET = 1.88, 1.4697  # losses to reach: nanoGPT's on a CPU, and its best on a GPU
-LIMIT, AFTER, LONG = 60, (60, 119), 900  # seconds of training; 119 is nanoGPT's whole run
-SIZE, LOOKS, WHOLE, GROWTH = 2048, 50, "", "--sample 0 --steps 100"
-QUICK = dict(LIMIT=2, AFTER=(1, 2), LONG=3, SIZE=512, LOOKS=2, WHOLE="--steps 20")
-QUICK |= dict(GROWTH="--sample 0 --steps 1")
-QUICK |= dict(NANOGPT=NANOGPT + " --max_iters=20 --lr_decay_iters=20 --eval_interval=10")
-GOALS = {
-    "training seconds to loss 1.88": 6,
-    "loss after 119 s of training": 1.55,
-    "whole run: seconds": 60,
-    "whole run: loss": 1.65,
-    "whole run: peak memory, MiB": "nanoGPT's",
-    "share of the float32 ceiling": 0.5,
-    "500 sampled characters, seconds": 0.28,
+COUNT, LIMIT, SECONDS, LOOKS, WHOLE = 300, 60, 900, 50, ""
+QUICK = dict(COUNT=5, LIMIT=0.5, SECONDS=2, LOOKS=2, WHOLE="--steps 10 --sample 20")
+QUICK |= dict(NANOGPT=NANOGPT + " --max_iters=10 --lr_decay_iters=10 --eval_interval=5")
+GOALS = {  # the rows of the table: name, the two whose ratio has a goal, and the goal
+    "step": ("default: ms a step", "now", "before", "ratio 0.8 or less"),
+    "float32": (f"training seconds to {TARGET}, float32", "nanoGPT", "now", "ratio 10 or more"),
+    "bfloat16": (f"training seconds to {TARGET}, bfloat16", "nanoGPT", "now", "ratio 14 or more"),
+    "seconds": ("whole run: seconds", "now", "nanoGPT", "ratio 0.6 or less"),
+    "loss": ("whole run: loss", "now", "nanoGPT", "now 1.65 or less"),
+    "sampling": ("500 sampled characters: seconds", "nanoGPT", "now", "ratio 2 or more"),
+    "memory": ("whole run: peak memory, MiB", "now", "nanoGPT", "ratio 1 or less"),
 }
-# On Linux a process begins with its parent's peak memory, so a small one stands between.
-METER = """if True:
-    import resource, subprocess, sys, time
-    start = time.perf_counter()
-    subprocess.run(sys.argv[1:], check=True)
-    seconds = time.perf_counter() - start
-    print(seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
-say = partial(print, file=sys.stderr, flush=True)
 
 
-@cache
-def text_ids():
-    """The vocabulary and the ids of the training and of the validation split, as in gpt.main."""
-    text = gpt.read_text()
-    vocab = "".join(sorted(set(text)))
-    return vocab, *gpt.encode(text, vocab).tensor_split([len(text) * 9 // 10])
+# 1. What runs in a process of its own, where gpt is the version that PYTHONPATH names.
+def run(recipe, seed, hook):
+    """Run python gpt.py by a recipe, with a hook after each step, until that raises Ctrl-C."""
+    given = f"--device cpu --seed {seed} --steps {10**9} {recipe}"
+    sys.argv = ["gpt.py", *given.split()]
+    handle = register_optimizer_step_post_hook(hook)
+    with suppress(KeyboardInterrupt):
+        runpy.run_path(gpt.__file__, run_name="__main__")
+    handle.remove()
 
 
-def build(recipe, **more):
-    """Set the flags of a recipe, as on the command line, and more: those flags and a new model."""
-    flags = gpt.FULL | {"DEVICE": "cpu"} | gpt.parse(recipe.split()) | more
-    vars(gpt).update(flags)
-    torch.manual_seed(gpt.SEED)
-    return flags, gpt.GPT(len(text_ids()[0]))
+def step_time(recipe, seed, count):
+    """Milliseconds from the end of a step to the end of the next: the median of count."""
+    ends = []
 
+    def hook(*_):
+        ends.append(time.perf_counter())
+        if len(ends) > count:
+            raise KeyboardInterrupt
 
-@cache
-def ceiling(dtype):
-    """Operations a second in the best of 20 products of two square matrices."""
-    (a, b), seconds = torch.randn(2, SIZE, SIZE).to(dtype), []
-    for _ in range(20):
-        start = time.perf_counter()
-        a @ b
-        seconds.append(time.perf_counter() - start)
-    return 2 * SIZE**3 / min(seconds)
-
-
-def operations(flags):
-    """Operations of a step. Each token costs 6 a matrix weight, 2 forward and 4 backward, and 12TC
-    a layer for attention's scores and sums, as if without the causal mask."""
-    layers, context, width = flags["N_LAYER"], flags["BLOCK_SIZE"], flags["N_EMBD"]
-    weights = 12 * layers * width**2 + len(text_ids()[0]) * width  # the embedding is a look-up
-    return (6 * weights + 12 * layers * context * width) * context * flags["BATCH_SIZE"]
-
-
-def speed(flags, seconds, steps):
-    """Step time, tokens a second and the share of the ceiling, as figures of the table."""
-    return {
-        "ms a step": 1000 * seconds / steps,
-        "tokens a second": flags["BLOCK_SIZE"] * flags["BATCH_SIZE"] * steps / seconds,
-        "share of the float32 ceiling": operations(flags)
-        * steps
-        / seconds
-        / ceiling(torch.float32),
-    }
-
-
-def process(*args, cwd):
-    """Run python with args in cwd: what it printed, its wall seconds, its peak memory in MiB."""
-    command = [sys.executable, "-c", METER, sys.executable, *map(str, args)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stdout[-2000:] + done.stderr[-2000:])
-    printed, _, last = done.stdout.rstrip().rpartition("\n")
-    seconds, peak = map(float, last.split())
-    return printed, seconds, peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def command_line(recipe, seed):
-    """Run python gpt.py by a recipe: its record if it trained, wall seconds, peak memory in MiB."""
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(gpt.FULL["DATA"], folder)
-        args = ["--device", "cpu", "--seed", seed, *recipe.split()]
-        _, seconds, peak = process(gpt.__file__, *args, cwd=folder)
-        runs = Path(folder, "runs.jsonl")
-        return json.loads(runs.read_text()) if runs.exists() else None, seconds, peak
+    run(recipe + " --sample 0", seed, hook)
+    return 1000 * np.median(np.diff(ends))
 
 
 def train(recipe, seed, marks, target=0.0):
-    """Train by gpt.train and evaluate at each of marks, in training seconds, the clock stopped;
-    end at the last, or once the loss is at target. Rows: steps, training seconds, loss."""
-    _, model = build(recipe, SEED=seed, STEPS=10**9)
-    _, train_ids, val_ids = text_ids()
-    batch, evaluate = gpt.batch, gpt.evaluate
-    rows, marks, best, steps, begin, stopped = [], list(marks), None, 0, None, 0.0
+    """Train and evaluate at each of marks, in training seconds, to the last or to a loss of target.
+    Returns rows of steps, training seconds, loss. The first two steps, which warm up (and after one
+    of which commit 47ff3d9 looks), count as a mean step each."""
+    text = gpt.read_text()
+    vocab = "".join(sorted(set(text)))
+    val_ids = gpt.encode(text, vocab)[len(text) * 9 // 10 :]
+    rows, steps, begin, mean = [], 0, 0.0, None
 
-    def measure(model, ids):  # gpt.train calls it after its first step and after its last
-        nonlocal best, stopped
-        start = time.perf_counter()
-        rows.append((steps, start - begin - stopped, evaluate(model, ids)))
-        best, stopped = model, stopped + time.perf_counter() - start
-        say("  {} steps, {:.2f} s of training, loss {:.4f}".format(*rows[-1]))
-        return rows[-1][2]
-
-    def next_batch(ids, generator):  # gpt.train calls it at the start of each step
-        nonlocal begin, steps
-        begin = begin or time.perf_counter()
-        if marks and steps and time.perf_counter() - begin - stopped >= marks[0]:
-            del marks[0]
-            if not marks or measure(best, val_ids) <= target:
-                marks.clear()
-                signal.raise_signal(signal.SIGINT)  # as by Ctrl-C, this step is the last
+    def hook(optimizer, *_):
+        nonlocal steps, begin, mean
+        now = time.perf_counter()
         steps += 1
-        return batch(ids, generator)
+        running = sys.modules["__main__"]  # the gpt.py that runs, with the flags of the recipe
+        if mean is None:
+            with torch.random.fork_rng():
+                mean = running.GPT(len(vocab))
+        share = 16 / (steps + 15) if running.AVERAGE else 1.0
+        weights = optimizer.param_groups[0]["params"]
+        for average, weight in zip(mean.parameters(), weights, strict=True):
+            average.data.lerp_(weight.data, share)
+        if steps <= 2:
+            begin = time.perf_counter()
+            return
+        seconds = (now - begin) * steps / (steps - 2)
+        if seconds >= marks[len(rows)]:
+            rows.append((steps, seconds, running.evaluate(mean, val_ids)))
+            print("{:7} steps  {:7.2f} s of training  loss {:.4f}".format(*rows[-1]), flush=True)
+            if len(rows) == len(marks) or rows[-1][2] <= target:
+                raise KeyboardInterrupt
+        begin += time.perf_counter() - now
 
-    gpt.batch, gpt.evaluate = next_batch, measure
-    with contextlib.redirect_stdout(io.StringIO()):
-        gpt.train(model, train_ids, val_ids)
-    gpt.batch, gpt.evaluate = batch, evaluate
+    run(recipe, seed, hook)
     return rows
 
 
@@ -184,183 +136,232 @@ def seconds_to(rows, loss):
     return min((seconds for _, seconds, value in rows if value <= loss), default=np.inf)
 
 
-def target(seed):
-    """Training seconds to the loss where nanoGPT ends, to a quarter of a second."""
-    rows = train(RECIPES["target"], seed, np.arange(0.25, LIMIT + 0.1, 0.25), TARGET)
-    return {f"training seconds to loss {TARGET}": seconds_to(rows, TARGET)}
-
-
-def loss(seed):
-    """The loss after some seconds of training."""
-    _, *rows = train(RECIPES["loss"], seed, AFTER)
-    return {
-        f"loss after {mark} s of training": row[2] for mark, row in zip(AFTER, rows, strict=True)
-    }
-
-
-def whole(seed):
-    """python gpt.py, from Enter to the end of the sample."""
-    record, wall, peak = command_line(f"{RECIPES['whole']} {WHOLE}", seed)
-    return {
-        "whole run: seconds": wall,
-        "whole run: seconds in steps": record["seconds"],
-        "whole run: loss": record["val_loss"],
-        "whole run: peak memory, MiB": peak,
-        **speed(build(RECIPES["whole"])[0], record["seconds"], record["steps"]),
-    }
-
-
-def sample(seed):
-    """Seconds to sample 500 characters, after 20 that warm up. The weights don't matter."""
-    for count in (20, 500):
-        _, model = build(RECIPES["sample"], SEED=seed, SAMPLE=count)
-        start = time.perf_counter()
-        gpt.sample(model.eval(), torch.zeros(1, dtype=torch.long))
-    return {"500 sampled characters, seconds": time.perf_counter() - start}
-
-
-def nanogpt(path):
-    """Train a copy of that checkout of nanoGPT by its recipe; sample from its checkpoint, and take
-    its exact loss: over the whole validation split, every window once."""
-    vocab, *splits = text_ids()
-    with tempfile.TemporaryDirectory() as folder:
-        hidden = shutil.ignore_patterns(".*", "out*")
-        shutil.copytree(path, folder, ignore=hidden, dirs_exist_ok=True)
-        data = Path(folder, "data", "shakespeare_char")
-        for name, ids in zip(("train.bin", "val.bin"), splits, strict=True):
-            ids.numpy().astype(np.uint16).tofile(data / name)
-        (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(vocab)}))
-        log, wall, peak = process("train.py", *NANOGPT.split(), cwd=folder)
-        saved = torch.load(Path(folder, "out-shakespeare-char", "ckpt.pt"))
+def sample_time(folder):
+    """Seconds to sample 500 characters, the second time, by the checkpoint of nanoGPT in folder, as
+    in its sample.py; without a folder by gpt.py, where the weights don't matter."""
+    vocab = "".join(sorted(set(gpt.read_text())))
+    if folder:
         sys.path.insert(0, folder)
         from model import GPT, GPTConfig
 
-        sys.path.remove(folder)
+        saved = torch.load(Path(folder, "out-shakespeare-char", "ckpt.pt"))
+        model = GPT(GPTConfig(**saved["model_args"])).eval()
+        args = [torch.zeros(1, 1, dtype=torch.long), 500, 0.8, 200]  # temperature and top_k
+    else:
+        gpt.DEVICE = "cpu"
+        model = gpt.GPT(len(vocab)).eval()
+        args = [model, vocab, ""]
+        if not hasattr(gpt, "CHECKPOINT"):  # as in commit 47ff3d9
+            args = [model, torch.tensor([0])]
+    for _ in range(2):
+        start = time.perf_counter()
+        model.generate(*args) if folder else gpt.sample(*args)
+    return time.perf_counter() - start
+
+
+# 2. Processes, in a temporary folder that holds input.txt, now/gpt.py, before/gpt.py and nanoGPT/.
+METER = """if True:  # on Linux a process begins with its parent's peak memory: this one is small
+    import resource, subprocess, sys
+    subprocess.run(sys.argv[1:], check=True)
+    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+CALL = """if True:
+    import bench, json, sys
+    print(json.dumps(getattr(bench, sys.argv[1])(*json.loads(sys.argv[2]))))
+"""
+
+
+def process(*args, cwd=".", tree="now"):
+    """Run python with args: what it printed, its wall seconds, its peak memory in MiB."""
+    path = os.pathsep.join([os.path.abspath(tree), str(Path(__file__).resolve().parent)])
+    command = [sys.executable, "-c", METER, sys.executable, *args]
+    how = dict(cwd=cwd, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    start = time.perf_counter()
+    done = subprocess.run(command, **how)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        sys.exit(done.stdout[-2000:] + done.stderr[-2000:])
+    printed, _, peak = done.stdout.rstrip().rpartition("\n")
+    return printed, seconds, int(peak) / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def call(tree, function, *args):
+    """What a function of part 1 returns in a process of its own with the gpt.py of that tree."""
+    printed, _, _ = process("-c", CALL, function.__name__, json.dumps(args), tree=tree)
+    return json.loads(printed.splitlines()[-1])
+
+
+def ours(tree, part, seed):
+    """The figures of a part of the table, by their keys in GOALS."""
+    if part == "step":
+        return {"step": call(tree, step_time, "", seed, COUNT)}
+    if part == "sample":
+        return {"sampling": call(tree, sample_time, "")}
+    if part in RECIPES:
+        marks = np.arange(0.25, LIMIT + 0.1, 0.25).tolist()
+        rows = call(tree, train, RECIPES[part] + " --sample 0", seed, marks, TARGET)
+        return {part: seconds_to(rows, TARGET)}
+    Path("runs.jsonl").unlink(missing_ok=True)
+    given = f"{tree}/gpt.py --device cpu --seed {seed} {WHOLE}"
+    _, seconds, peak = process(*given.split())
+    loss = json.loads(Path("runs.jsonl").read_text())["val_loss"]
+    return {"seconds": seconds, "loss": loss or np.nan, "memory": peak}
+
+
+def nanogpt():
+    """The same of nanoGPT. Where it never estimates TARGET, its seconds are all it trained."""
+    log, wall, peak = process("train.py", *NANOGPT.split(), cwd="nanoGPT")
     ms = np.array(re.findall(r"^iter \d+: .+ time ([\d.]+)ms", log, re.M), float)
     found = re.findall(r"^step (\d+): .+ val loss ([\d.]+)", log, re.M)
     ms[[int(step) for step, _ in found]] = np.median(ms)  # these iterations also evaluated
-    seconds = ms.sum() / 1000
     rows = [(int(step), ms[: int(step)].sum() / 1000, float(loss)) for step, loss in found]
-    flags = {key.upper(): int(value) for key, value in re.findall(r"--(\w+)=(\d+)\b", NANOGPT)}
-    with contextlib.redirect_stdout(sys.stderr):
-        model = GPT(GPTConfig(**saved["model_args"])).eval()
-    model.load_state_dict(saved["model"])
-    for count in (20, 500):
-        start = time.perf_counter()
-        with torch.no_grad():  # temperature and top_k as in its sample.py
-            model.generate(torch.zeros(1, 1, dtype=torch.long), count, temperature=0.8, top_k=200)
-    sampling = time.perf_counter() - start
-    forward, gpt.DEVICE, gpt.BLOCK_SIZE = model.forward, "cpu", flags["BLOCK_SIZE"]
-    model.forward = lambda ids: forward(ids, ids)[0]  # given targets, it returns all logits
-    exact = gpt.evaluate(model, splits[1])
-    say(f"  its checkpoint is of iteration {saved['iter_num']}")
-    return {
-        f"training seconds to loss {TARGET}": min(seconds_to(rows, TARGET), seconds),
-        f"loss after {AFTER[-1]} s of training": exact,
-        "whole run: seconds": wall,
-        "whole run: seconds in steps": seconds,
-        "whole run: loss": exact,
-        "whole run: nanoGPT's own estimate of it": rows[-1][2],
-        "whole run: peak memory, MiB": peak,
-        **speed(flags, seconds, len(ms)),
-        "500 sampled characters, seconds": sampling,
-    }
+    seconds = min(seconds_to(rows, TARGET), ms.sum() / 1000)
+    figures = {"float32": seconds, "bfloat16": seconds, "seconds": wall, "memory": peak}
+    sampling = call("now", sample_time, os.path.abspath("nanoGPT"))
+    return figures | {"loss": rows[-1][2], "sampling": sampling}
+
+
+def lay_out(folder, before, peer):
+    """Fill the temporary folder: the text, each gpt.py, and nanoGPT with its data."""
+    text = gpt.read_text()
+    Path(folder, "input.txt").write_text(text, "utf-8")
+    Path(folder, "now").mkdir()
+    shutil.copy(gpt.__file__, Path(folder, "now"))
+    if before:
+        command = ["git", "-C", Path(__file__).resolve().parents[1], "show", f"{before}:gpt.py"]
+        Path(folder, "before").mkdir()
+        code = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+        Path(folder, "before", "gpt.py").write_bytes(code)
+    if peer:
+        hidden = shutil.ignore_patterns(".*", "out*")
+        data = Path(shutil.copytree(peer, Path(folder, "nanoGPT"), ignore=hidden))
+        data = data / "data" / "shakespeare_char"
+        vocab = "".join(sorted(set(text)))
+        ids = gpt.encode(text, vocab).numpy().astype(np.uint16)
+        ids[: len(ids) * 9 // 10].tofile(data / "train.bin")
+        ids[len(ids) * 9 // 10 :].tofile(data / "val.bin")
+        (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(vocab)}))
+
+
+# 3. Tables.
+def rounds(measure, cases, seeds):
+    """What measure(case, seed) gives for each case, a list of one value a round, in turn."""
+    results = {case: [] for case in cases}
+    for seed in range(1, seeds + 1):
+        for case in cases:
+            results[case].append(measure(case, seed))
+            print(f"round {seed}: {case} {results[case][-1]}", file=sys.stderr, flush=True)
+    return results
 
 
 def spread(values):
     """min–median–max, or the only value, or nothing."""
-    three = sorted({min(values), float(np.median(values)), max(values)} if values else [])
-    return "–".join(f"{x:,.0f}" if 1000 <= x < np.inf else f"{x:.4g}" for x in three)
+    three = sorted({min(values), float(np.median(values)), max(values)}) if len(values) else []
+    return "–".join(f"{x:.0f}" if 1000 <= x < np.inf else f"{x:.4g}" for x in three)
 
 
-def table(parts, seeds, path):
-    """Measure parts in rounds, a seed each, in turn with nanoGPT if path, and print the table."""
-    ours, theirs = defaultdict(list), defaultdict(list)
-    for seed in range(1, seeds + 1):
-        jobs = [(ours, part, seed) for part in parts] + [(theirs, nanogpt, path)] * bool(path)
-        for results, job, argument in jobs:
-            say(f"round {seed} of {seeds}: {job.__name__}")
-            for key, value in job(argument).items():
-                results[key].append(value)
-                say(f"  {key}: {value:.6g}")
-    row = "{:<40} {:>10}  {:<22} {:<22} {}".format
-    print(row("min–median–max", "goal", "gpt.py", "nanoGPT" * bool(path), "ratio" * bool(path)))
-    for key in dict.fromkeys([*ours, *theirs]):
-        pair = [results[key] for results in (ours, theirs)]
-        ratio = f"{np.median(pair[1]) / np.median(pair[0]):.3g}" if all(pair) else ""
-        print(row(key, GOALS.get(key, ""), *map(spread, pair), ratio).rstrip())
-    print(*(f"{part.__name__}: gpt.py {RECIPES[part.__name__]}" for part in parts), sep="\n")
-    if path:
-        print(f"ratio: nanoGPT's by ours; its seconds to {TARGET}: all, if it never estimates that")
+def show(rows):
+    """Print rows of text in columns, a head first, without the columns that are empty below it."""
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    for row in zip(*columns, strict=True):
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
+
+
+def table(parts, seeds, before, peer):
+    """Measure parts in rounds, a seed each, and print the table with its goals."""
+    trees = ["now", "before"] if before else ["now"]
+    cases = [(tree, part) for part in parts for tree in trees]
+    cases += [("nanoGPT", "")] if peer else []
+    results = rounds(lambda case, seed: ours(*case, seed) if case[1] else nanogpt(), cases, seeds)
+    rows = [["min–median–max", "now", "before", "nanoGPT", "now/before", "ratio", "of", "goal"]]
+    for key, (name, above, below, goal) in GOALS.items():
+        values = {"now": [], "before": [], "nanoGPT": []}
+        for (who, _), figures in results.items():
+            values[who] += [figure[key] for figure in figures if key in figure]
+        ratios = []
+        for a, b in (("now", "before"), (above, below)):
+            both = values[a] and values[b]
+            ratios.append(spread(np.divide(values[a], values[b])) if both else "")
+        rows.append([name, *map(spread, values.values()), *ratios, f"{above}/{below}", goal])
+    show([row for row in rows if row[1]])
+
+
+def deletions(seeds):
+    """Print the step time with each deletion alone, by the full model's in the same round."""
+    parts = [flag for flag, value in gpt.FULL.items() if value is True]
+    cases = ["--no-" + part.lower().replace("_", "-") for part in parts]
+    cases += ["", "--n-head 1", "--n-layer 1", "--n-layer 0", "--optimizer sgd"]
+    ms = rounds(lambda case, seed: call("now", step_time, case, seed, COUNT), cases, seeds)
+    ratio = {case: np.median(np.divide(ms[case], ms[""])) for case in cases}
+    rows = [["deletion", "ms a step", "ratio", ""]]
+    for case in sorted(cases, key=ratio.get):
+        slow = "slower by more than a tenth" if ratio[case] > 1.1 else ""
+        rows.append([case or "the full model", spread(ms[case]), f"{ratio[case]:.2f}", slow])
+    show(rows)
+
+
+def operations(sizes):
+    """Operations of a step. Each token costs 6 a matrix weight, 2 forward and 4 backward, and 12TC
+    a layer for attention's scores and sums, as if without the causal mask."""
+    layers, context, width = sizes["N_LAYER"], sizes["BLOCK_SIZE"], sizes["N_EMBD"]
+    weights = 12 * layers * width**2 + 65 * width  # 65 characters; the embedding is a look-up
+    return (6 * weights + 12 * layers * context * width) * context * sizes["BATCH_SIZE"]
 
 
 def growth(seeds):
     """Print step time and peak memory at two doublings of each size, beside the operations."""
-    default, results = build("")[0], defaultdict(list)
-    cases = ["--steps 0", ""]  # no training; the default
+
+    def measure(case, seed):
+        given = f"now/gpt.py --device cpu --sample 0 --steps 2 {case}"
+        return call("now", step_time, case, seed, COUNT), process(*given.split())[2]
+
+    work = {"": operations(gpt.FULL)}
     for flag in ("BLOCK_SIZE", "N_EMBD", "N_LAYER", "BATCH_SIZE"):
-        cases += [f"--{flag} {default[flag] * times}".lower() for times in (2, 4)]
-    for seed in range(1, seeds + 1):
-        for case in cases:
-            say(f"round {seed} of {seeds}: gpt.py {case}")
-            record, _, peak = command_line(f"{GROWTH} {case}", seed)
-            ms = 1000 * record["seconds"] / record["steps"] if record else np.nan
-            results[case].append((ms, peak))
-    row = "{:<18} {:<18} {:>6} {:>10}  {:<16} {:>6}".format
-    print(row("min–median–max", "ms a step", "times", "operations", "peak MiB", "more"))
-    median = {case: np.median(results[case], 0) for case in cases}
-    for case in cases:
+        for size in (2 * gpt.FULL[flag], 4 * gpt.FULL[flag]):
+            work[f"--{flag.lower()} {size}"] = operations(gpt.FULL | {flag: size})
+    results = rounds(measure, work, seeds)
+    rows = [["by the default's", "ms a step", "times", "operations", "peak MiB"]]
+    for case in work:
         ms, peak = zip(*results[case], strict=True)
-        times = f"{median[case][0] / median[''][0]:.2f}"
-        work = f"{operations(build(case)[0]) / operations(default):.2f}"
-        more = f"{median[case][1] - median[cases[0]][1]:.0f}"
-        times = ["", "", ""] if case == cases[0] else [spread(ms), times, work]
-        print(row(case or "default", *times, spread(peak), more))
-    print("times, operations: by the default's; more: MiB above gpt.py --steps 0")
+        times = np.median(ms) / np.median(results[""], 0)[0]
+        ratios = [f"{times:.2f}", f"{work[case] / work['']:.2f}"]
+        rows.append([case or "default", spread(ms), *ratios, spread(peak)])
+    show(rows)
 
 
-def long():
-    """Print the seconds to nanoGPT's best loss on a GPU and our best, with seed 1."""
-    flags, _ = build(RECIPES["long"])
-    rows = train(RECIPES["long"], 1, np.linspace(0, LONG, LOOKS + 1)[1:])
-    print(f"long: gpt.py {RECIPES['long']}")
+def long(recipe):
+    """Print the curve of a run with seed 1, a sample, the seconds to LONG_TARGET and the best."""
+    rows = train(recipe, 1, np.linspace(0, SECONDS, LOOKS + 1)[1:])
+    print(f"long: gpt.py {recipe}")
     print(f"training seconds to loss {LONG_TARGET}: {seconds_to(rows, LONG_TARGET):.1f}")
     best = min(rows, key=lambda row: row[2])
     print("best: loss {2:.4f} after {1:.1f} s of training, {0} steps".format(*best))
-    print("last: loss {2:.4f} after {1:.1f} s of training, {0} steps".format(*rows[-1]))
-    for key, value in speed(flags, rows[-1][1], rows[-1][0]).items():
-        print(f"{key}: {spread([value])}")
-
-
-def machine():
-    """Print what this machine is, and its ceiling."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else []
-    print(f"{(names or [platform.processor()])[0]}, {os.cpu_count()} logical cores,", end=" ")
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    for dtype in (torch.float32, torch.bfloat16):
-        print(f"matrix products in {str(dtype)[6:]}: {ceiling(dtype) / 1e9:.0f} GFLOP/s")
 
 
 if __name__ == "__main__":
-    TABLE = {part.__name__: part for part in (target, loss, whole, sample)}
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("parts", nargs="*", help="ceiling target loss whole sample growth long")
-    parser.add_argument("--nanogpt", metavar="PATH", help="a checkout of nanoGPT")
-    parser.add_argument("--seeds", type=int, help="rounds, a seed each [3]")
-    parser.add_argument("--seconds", type=float, help=f"of training in long [{LONG}]")
-    parser.add_argument("--quick", action="store_true", help="seconds, not minutes; one round")
+    parts = ["step", *RECIPES, "whole", "sample"]
+    how = dict(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(**how)
+    choices = ["table", *parts, "deletions", "growth", "long"]
+    parser.add_argument("part", nargs="?", default="table", choices=choices)
+    parser.add_argument("--before", metavar="COMMIT", help="of this project, for the table")
+    parser.add_argument("--nanogpt", metavar="PATH", help="a checkout of nanoGPT, for the table")
+    parser.add_argument("--seeds", type=int, help="rounds, a seed each [3; with --quick 1]")
+    parser.add_argument("--seconds", type=float, help=f"of training in long [{SECONDS}]")
+    parser.add_argument("--recipe", default=LONG, help="flags of gpt.py in long [%(default)s]")
+    parser.add_argument("--quick", action="store_true", help="seconds, not minutes")
     args = parser.parse_args()
-    if unknown := set(args.parts) - {*TABLE, "ceiling", "growth", "long"}:
-        parser.error(f"no such part: {', '.join(unknown)}")
     globals().update(QUICK if args.quick else {})
-    LONG, seeds = args.seconds or LONG, args.seeds or (1 if args.quick else 3)
-    text_ids()  # before anything is timed
-    machine()
-    if parts := [TABLE[part] for part in TABLE if part in (args.parts or TABLE)]:
-        table(parts, seeds, args.nanogpt)
-    if "growth" in args.parts:
-        growth(seeds)
-    if "long" in args.parts:
-        long()
+    SECONDS, seeds = args.seconds or SECONDS, args.seeds or (1 if args.quick else 3)
+    with tempfile.TemporaryDirectory() as folder:
+        lay_out(folder, args.before, args.nanogpt)
+        os.chdir(folder)
+        print(f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}", end=", ")
+        print(f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the start")
+        if args.part in ("deletions", "growth"):
+            globals()[args.part](seeds)
+        elif args.part == "long":
+            long(args.recipe)
+        else:
+            table(parts if args.part == "table" else [args.part], seeds, args.before, args.nanogpt)

@@ -2,11 +2,11 @@
 
 import os
 import random
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import mine
 import pytest
 import torch
 
@@ -16,40 +16,30 @@ SCRIPT = Path(gpt.__file__).resolve()
 TINY = dict(N_EMBD=8, N_HEAD=2, N_LAYER=2, BLOCK_SIZE=8, BATCH_SIZE=4, STEPS=2, SAMPLE=10)
 TINY_ARGS = [f"--{flag}={value}" for flag, value in TINY.items()]
 TINY_ARGS = [arg.lower() for arg in TINY_ARGS]
+DEFAULTS = {flag: getattr(gpt, flag) for flag in gpt.FLAGS} | {"DEVICE": "cpu"}
 
 torch.set_num_threads(1)  # the models are tiny, and results then do not depend on the machine
 
 
 def pytest_addoption(parser):
-    """--mine PATH has test_attention.py check the attention(q, k, v) of that file, not gpt's."""
-
-    def load(path):
-        try:
-            attention = runpy.run_path(path).get("attention")
-        except (Exception, SystemExit) as error:
-            why = f"{type(error).__name__}: {error}"
-        else:
-            if callable(attention):
-                return attention
-            why = "it has no function attention(q, k, v)"
-        raise pytest.UsageError(f"--mine {path}: {why}")
-
-    parser.addoption(
-        "--mine", type=load, metavar="PATH", help="a file with your attention(q, k, v)"
-    )
+    """--mine PATH has test_mine check what that file has of attention, MultiHead and Block."""
+    what = "a file with your attention(q, k, v), class MultiHead or class Block"
+    parser.addoption("--mine", type=mine.load, metavar="PATH", help=what)
 
 
 @pytest.fixture(autouse=True)
 def restored():
     """Every test starts from the flags as the file has them, on the CPU."""
-    yield vars(gpt).update(gpt.FULL | {"DEVICE": "cpu"})
-    vars(gpt).update(gpt.FULL | {"DEVICE": "cpu"})
+    yield vars(gpt).update(DEFAULTS)
+    vars(gpt).update(DEFAULTS)
 
 
 @pytest.fixture
-def flags():
-    """flags(N_HEAD=1) sets flags of gpt for one test, on top of the tiny sizes."""
-    return lambda **changes: vars(gpt).update(gpt.FULL | {"DEVICE": "cpu"} | TINY | changes)
+def flags(tmp_path, monkeypatch):
+    """flags(N_HEAD=1) sets flags of gpt for one test, on top of the tiny sizes. The test stands in
+    an empty folder, where training leaves its checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    return lambda **changes: vars(gpt).update(DEFAULTS | TINY | changes)
 
 
 def words(n=2000, seed=0):
@@ -94,7 +84,7 @@ def build(vocab_size=11):
 @torch.no_grad()
 def leaks(model):
     """Whether any output of model depends, to the last bit, on a later input."""
-    place = torch.arange(gpt.BLOCK_SIZE)
+    place = torch.arange(model.flags["BLOCK_SIZE"])
     past = place < place[:, None]  # row t keeps what stands before t; all from t on is changed
     ids = place.expand(past.shape) % model.wte.num_embeddings
     changed = torch.where(past, ids, (ids + 1) % model.wte.num_embeddings)

@@ -3,91 +3,217 @@
     python tests/deletions.py                       a seed each: about 20 minutes on two cores
     python tests/deletions.py --seeds 3             seeds 1, 2 and 3
     python tests/deletions.py --steps 500 --n-embd 32    all other flags go to every run
+    python tests/deletions.py --ladder              from the bigram to the GPT in nine runs instead
+    python tests/deletions.py --plot curves.png     draw what runs.jsonl holds; train nothing
+    python tests/deletions.py --ladder --plot ladder.png    its nine rungs alone
 
-It reads the text and adds to runs.jsonl in the current folder, as gpt.py does, but saves no weights
-and samples nothing. What runs.jsonl holds already is not run again, so a sweep that was stopped, by
-Ctrl-C or worse, goes on where it was.
+It reads the text and adds to runs.jsonl in the current folder, as gpt.py does, but keeps no model
+and samples nothing. What runs.jsonl holds already is not run again, so what was stopped, by Ctrl-C
+or worse, goes on where it was. A picture shows the runs of one text, code, size and number of
+steps, those of which there are most.
+
+On the ladder each rung adds one thing to the rung before. Positions come with the queries and keys,
+as only those can tell them apart: learned at first, rotary at last. The bigram is that of the
+deletions, with its norm, for without one a matrix that reads and writes characters is no bigram.
 """
 
 import argparse
 import contextlib
 import hashlib
+import io
 import json
-import sys
-import time
+import math
+import tempfile
+import textwrap
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import gpt  # noqa: E402
+import numpy as np
 
-OTHER = {"N_HEAD": [1], "OPTIMIZER": ["sgd"], "N_LAYER": [1, 0]}  # what is not on or off
+import gpt
+
+OTHER = {"N_HEAD": [1], "OPTIMIZER": ["sgd"], "N_LAYER": [1, 0], "BFLOAT16": []}
 CUTS = [{}]  # the full model, then every part's other settings in the order of the flags
-for flag in gpt.MODEL:
-    switch = [not gpt.FULL[flag]] if type(gpt.FULL[flag]) is bool else []
-    CUTS += [{flag: value} for value in OTHER.get(flag, switch)]
+for flag, value in gpt.FULL.items():
+    CUTS += [{flag: v} for v in OTHER.get(flag, [not value] if type(value) is bool else [])]
+
+LADDER = {"bigram: the last character alone": {"N_LAYER": 0}}  # titles, and what is not yet there
+off = dict.fromkeys("POSITION ROTARY NORM RESIDUAL MLP QUERY_KEY PROJECTION".split(), False)
+off |= {"N_HEAD": 1, "N_LAYER": 1}
+for title, added in {
+    "+ the plain average of the past, no norm": [],
+    "+ queries and keys, learned positions": ["QUERY_KEY", "POSITION"],
+    "+ several heads": ["N_HEAD"],
+    "+ projection, feed-forward": ["PROJECTION", "MLP"],
+    "+ residual": ["RESIDUAL"],
+    "+ norm": ["NORM"],
+    "+ three blocks": ["N_LAYER"],
+    "+ rotary positions, the full model": ["ROTARY"],
+}.items():
+    off = {flag: value for flag, value in off.items() if flag not in added}
+    LADDER[title] = off
+
+SIZES = ["N_EMBD", "BLOCK_SIZE", "BATCH_SIZE"]
+KEYS = {"name", "seed", "flags", "code", "data", "steps", "val_loss", "curve", "seconds"}
+GREY, BLUE = "#808080", "#4f7df3"  # these and all colours below can be read on white and on black
+COLOURS = "#e5484d #a17c00 #0d9488 #d6409f #3a9a3a #a05bf0".split()
+RAINBOW = "#a05bf0 #4f7df3 #0e8fc0 #0d9488 #3a9a3a #a17c00 #d9660a #e5484d #d6409f".split()
 
 
-def identity(given):
-    """What a run with the flags given, as {"N_HEAD": 1}, will have in its record."""
-    flags = gpt.FULL | given
-    vars(gpt).update(flags)
-    parts = [flag for flag in gpt.MODEL if flag not in gpt.SIZES]
-    return {
-        "changes": {flag: flags[flag] for flag in parts if flags[flag] != gpt.FULL[flag]},
-        "sizes": {flag: flags[flag] for flag in gpt.SIZES},
-        "steps": flags["STEPS"],
-        "seed": flags["SEED"],
-        "data": hashlib.sha256(gpt.read_text().encode()).hexdigest()[:12],
-    }
+def name(flags):
+    """What gpt.py calls a run with these flags."""
+    differs = [flag for flag, value in gpt.FULL.items() if flags.get(flag, value) != value]
+    return " ".join(f"{flag}={flags[flag]!r}" for flag in differs) or "full"
 
 
 def recorded():
-    """The runs in runs.jsonl, without half-written lines."""
-    runs = []
+    """The runs in runs.jsonl, without lines that are no whole record."""
     path = Path("runs.jsonl")
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
-            runs.append(json.loads(line))
-    return runs
+            run = json.loads(line)
+            if type(run) is dict and run.keys() >= KEYS:
+                yield run
 
 
-def done(given):
-    """The record of a finished run with the flags given, or None."""
-    want = identity(given).items()
-    return next((run for run in recorded() if type(run) is dict and want <= run.items()), None)
-
-
-def sweep(given, seeds):
-    """Run every cut with seeds from SEED on, on top of the flags given, and print the table."""
-    first = given.get("SEED", gpt.FULL["SEED"])
-    plan = [given | cut | {"SEED": first + n} for n in range(seeds) for cut in CUTS]
-    left = [flags for flags in plan if not done(flags)]
-    compare, records = gpt.compare, []
-    gpt.compare = records.append  # gpt.main calls it at the end of a run
-    start = time.monotonic()
-    with contextlib.suppress(KeyboardInterrupt):
-        for n, flags in enumerate(left):
-            each = (time.monotonic() - start) / n if n else None
-            when = f"about {each * (len(left) - n) / 60:.0f} minutes left" if n else "the first"
-            print(f"\n{len(left) - n} of {len(plan)} runs left, {when}", flush=True)
-            gpt.main(flags | {"SAVE": "", "SAMPLE": 0, "PROMPT": ""})
-            if records[-1]["steps"] < gpt.STEPS:  # Ctrl-C: it is recorded, but no part of the sweep
+def sweep(cuts, seeds, given):
+    """Run the cuts on top of the flags given with so many seeds, from SEED on, but for those that
+    runs.jsonl holds. Returns the records of all that are finished, by name and seed."""
+    vars(gpt).update(gpt.FULL | given)
+    data = hashlib.sha256(gpt.read_text().encode()).hexdigest()[:8]
+    like = dict(steps=gpt.STEPS, data=data, code=gpt.CODE).items()
+    done = {(run["name"], run["seed"]): run for run in recorded() if like <= run.items()}
+    plan = [
+        (gpt.FULL | given | cut, given.get("SEED", 1) + n) for n in range(seeds) for cut in cuts
+    ]
+    plan = {(name(flags), seed): flags | {"SEED": seed} for flags, seed in plan}
+    done = {key: run for key, run in done.items() if key in plan}
+    left = [key for key in plan if key not in done]
+    with contextlib.suppress(KeyboardInterrupt), tempfile.TemporaryDirectory() as folder:
+        how = dict(CHECKPOINT=f"{folder}/gpt.pt", SAMPLE=0, PROMPT="")
+        for n, key in enumerate(left):
+            minutes = sum(run["seconds"] for run in done.values()) / 60 / max(len(done), 1)
+            when = f", about {minutes * (len(left) - n):.0f} minutes" if done else ""
+            print(f"{len(left) - n} of {len(plan)} runs left{when}; now {key[0]}", flush=True)
+            with contextlib.redirect_stdout(io.StringIO()):
+                _, _, run = gpt.main(**plan[key] | how)
+            if run["steps"] < gpt.STEPS:  # Ctrl-C: it is recorded, but is no part of the sweep
                 break
-    gpt.compare = compare
-    if finished := [run for run in map(done, plan) if run]:
-        gpt.compare(finished[0])
+            done[key] = run
+    return done
+
+
+def climb(done, given):
+    """Print the ladder's table of the finished runs: mean losses, each less the one before."""
+    print("\n    loss  change")
+    before = math.nan
+    for title, off in LADDER.items():
+        want = name(gpt.FULL | given | off)
+        if losses := [run["val_loss"] for (other, _), run in done.items() if other == want]:
+            loss = np.mean(np.array(losses, float))  # nan where a seed diverged
+            change = "" if np.isnan(before) else f"{loss - before:+.3f}"
+            print(f"{loss:8.3f}{change:>8}  {title}")
+            before = loss
+
+
+def curves(ladder):
+    """Of the runs that can be compared, those of which runs.jsonl holds most: what they share, how
+    many seeds, and of each name its steps and its mean losses."""
+    rungs = {name(gpt.FULL | off): title for title, off in LADDER.items()}
+    groups = {}
+    for run in recorded():
+        flags = gpt.FULL | run["flags"]
+        sizes = {flag: flags[flag] for flag in SIZES}
+        part = name(flags | {flag: gpt.FULL[flag] for flag in SIZES})
+        if part in rungs if ladder else part in map(name, CUTS) or part not in rungs:
+            key = run["data"], run["code"], run["steps"], name(sizes)
+            rows = {step: loss for step, _, loss in run["curve"]}
+            groups.setdefault(key, {})[rungs[part] if ladder else part, run["seed"]] = rows
+    if not groups:
+        raise ValueError("runs.jsonl holds no such run; train one, without --plot")
+    key, group = max(reversed(groups.items()), key=lambda item: len(item[1]))
+    means = {}
+    for part in {part for part, _ in group}:
+        seeds = [rows for (other, _), rows in group.items() if other == part]
+        steps = [step for step in seeds[0] if all(step in rows for rows in seeds)]
+        losses = np.array([[rows[step] for step in steps] for rows in seeds], float)
+        means[part] = steps, losses.mean(0)
+    return key, len({seed for _, seed in group}), means
+
+
+def plot(path, ladder):
+    """Draw the curves of runs.jsonl into the file path. Returns the figure."""
+    from matplotlib.figure import Figure
+
+    (data, _, _, sizes), seeds, means = curves(ladder)
+    wild = {part for part, (_, losses) in means.items() if not np.isfinite(losses).all()}
+    reads = {part for part in means if "CAUSAL=False" in part}
+    shown = sorted(means.keys() - wild - reads, key=lambda part: means[part][1][-1])
+    if ladder:
+        colours = dict(zip(LADDER, RAINBOW, strict=True))
+    else:  # the full model and the costliest deletions
+        cuts = [part for part in shown if part != "full"][-len(COLOURS) :]
+        colours = dict(zip(cuts, COLOURS, strict=False)) | {"full": BLUE}
+    labelled = [part for part in shown if part in colours]
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axis = figure.add_subplot()
+    for part in sorted(shown, key=colours.__contains__):  # the grey ones lie below
+        how = dict(color=colours.get(part, GREY), alpha=1 if part in colours else 0.4)
+        how |= dict(linewidth=2.5 if part == "full" else 1.5 if part in colours else 1)
+        axis.plot(*means[part], marker="." if len(means[part][0]) == 1 else "", **how)
+    low, high = axis.get_ylim()
+    height = -math.inf
+    for part in labelled:  # from the lowest up
+        steps, losses = means[part]
+        height = max(losses[-1], height + (high - low) / 20)  # no label lies on another
+        label = f"{losses[-1]:.3f} {textwrap.shorten(part, 50, placeholder=' ...')}"
+        line = dict(arrowstyle="-", color=colours[part], relpos=(0, 0.5))
+        how = dict(xytext=(1.03, height), textcoords=("axes fraction", "data"), arrowprops=line)
+        end = steps[-1], losses[-1]
+        axis.annotate(label, end, color=colours[part], fontsize=9, va="center", **how)
+    axis.set_ylim(low, max(high, height))
+    about = f"Validation loss, {seeds} seed{'s' * (seeds > 1)}, text {data}. "
+    about += f"{sizes}. " * (sizes != "full")
+    about += f"Grey: {len(shown) - len(labelled)} more. " * (labelled != shown)
+    about += f"Left out, as it reads the answer: {', '.join(sorted(reads))}. " * bool(reads)
+    about += f"Left out, as it diverged: {', '.join(sorted(wild))}. " * bool(wild)
+    axis.set_title(textwrap.fill(about, 100), fontsize=9, loc="left", color=GREY)
+    axis.set_xlabel("step", color=GREY)
+    axis.tick_params(colors=GREY)
+    axis.spines[:].set_color(GREY)
+    figure.savefig(path, transparent=True, dpi=120)
+    return figure
+
+
+def main(argv=None):
+    how = dict(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser("deletions.py", argparse.SUPPRESS, allow_abbrev=False, **how)
+    parser.add_argument("--seeds", type=int, default=1, help="of each, from --seed on [1]")
+    parser.add_argument("--ladder", action="store_true", help="the nine rungs instead")
+    parser.add_argument("--plot", metavar="PATH", help="a picture of runs.jsonl; train nothing")
+    for flag, kind in gpt.KINDS.items():
+        if flag in gpt.FULL or flag in ("STEPS", "SEED", "DEVICE", "DATA"):
+            names = {f"--{flag.lower()}", f"--{flag.lower().replace('_', '-')}"}
+            how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind)
+            parser.add_argument(*names, dest=flag, default=argparse.SUPPRESS, **how)
+    args = parser.parse_args(argv)
+    given = {flag: value for flag, value in vars(args).items() if flag in gpt.KINDS}
+    if args.seeds < 1 or given.get("STEPS") == 0:
+        parser.error("--seeds and --steps must be 1 or more")
+    if args.plot and given:
+        parser.error("--plot trains nothing; leave gpt.py's flags out")
+    if args.plot:
+        try:
+            return plot(args.plot, args.ladder)
+        except ImportError:
+            parser.error("a picture needs matplotlib: pip install -e '.[plots]'")
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+    done = sweep(list(LADDER.values()) if args.ladder else CUTS, args.seeds, given)
+    if args.ladder:
+        climb(done, given)
+    elif done:
+        gpt.compare(next(iter(done.values())))
 
 
 if __name__ == "__main__":
-    formatter = argparse.RawDescriptionHelpFormatter
-    how = dict(formatter_class=formatter, allow_abbrev=False)  # --seed is gpt.py's
-    parser = argparse.ArgumentParser(description=__doc__, **how)
-    parser.add_argument("--seeds", type=int, default=1, help="of each, from --seed on [1]")
-    args, rest = parser.parse_known_args()
-    given = gpt.parse(rest)
-    if args.seeds < 1 or given.get("STEPS") == 0 or "LOAD" in given:
-        parser.error("--seeds and --steps must be 1 or more, and --load has no place here")
-    try:
-        sweep(given, args.seeds)
-    except (OSError, RuntimeError, ValueError) as error:
-        parser.error(" ".join(str(error).split()))
+    main()

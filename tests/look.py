@@ -6,21 +6,18 @@
 A row for each head, called layer.head, both counted from 1: the mean distance it looks back (0: at
 the last character itself), the entropy of its weights in nats (0: all on one character), and the
 text shaded by them; outside a terminal, or with NO_COLOR, bars stand under the text instead. The
-row's largest weight is the brightest. Of a text longer than the context the end is used.
+row's largest weight is the brightest. A text wider than the terminal is shown in pieces, each with
+a row for every head. Of a text longer than the context the end is used.
 """
 
 import argparse
-import contextlib
-import io
 import os
+import shutil
 import sys
-from pathlib import Path
-from unittest import mock
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import gpt  # noqa: E402
+import gpt
 
 LINE = "But, soft! what light through yonder windo"
 
@@ -31,23 +28,45 @@ def load(path):
     if not os.path.exists(path):
         raise ValueError(f"there is no file {path!r}; python gpt.py trains a model, gpt.pt")
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            gpt.main({"LOAD": path, "STEPS": 0, "SAMPLE": 0, "DEVICE": "cpu"})
-    except ValueError:
+        flags, vocab, weights = torch.load(path, "cpu")
+        vars(gpt).update(flags)
+        model = gpt.GPT(len(vocab)).eval()
+        model.load_state_dict(weights)
+    except Exception:
         raise ValueError(f"{path}: not a model of this gpt.py; train one: python gpt.py") from None
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    model = gpt.GPT(len(saved["vocab"])).eval()
-    model.load_state_dict(saved["weights"])
-    return model, saved["vocab"]
+    return model, vocab
 
 
 @torch.inference_mode()
 def attention_weights(model, ids):
-    """The weights of each attention layer, (H, T, T), for ids (T,): a row for each query."""
-    with mock.patch.object(gpt, "attention", wraps=gpt.attention) as calls:
-        model(ids[None])
-    eye = torch.eye(len(ids)).expand(1, gpt.N_HEAD, -1, -1)  # (1, H, T, T), as v
-    return [gpt.attention(q, k, eye)[0] for (q, k, _), _ in calls.call_args_list]
+    """The weights of each attention layer, (H, T, T), for ids (T,): a row for each query.
+
+    A head returns weights · v. Given v of 1 for one character and 0 for the others, it returns the
+    weights on that one. So its D channels tell those on D characters, and N texts those on all T.
+    """
+    model.eval()
+    ids = ids.to(model.wte.weight.device)
+    layers = [layer.f for layer in model.layers if isinstance(layer.f, gpt.Attention)]
+    inputs, outputs = [], []
+    hooks = [f.register_forward_pre_hook(lambda _, x: inputs.extend(x)) for f in layers]
+    model(ids[None])  # sets gpt's flags, too
+    for hook in hooks:
+        hook.remove()
+    size = gpt.N_EMBD // gpt.N_HEAD
+    v = torch.eye(len(ids), -(-len(ids) // size) * size, device=ids.device)  # (T, N D)
+    v = v.unflatten(1, (-1, size)).transpose(0, 1).repeat(1, 1, gpt.N_HEAD)  # (N, T, C)
+    for f, x in zip(layers, inputs, strict=True):
+        hooks = [
+            f.c_attn.register_forward_hook(
+                lambda _, x, y: torch.cat([y[..., : -gpt.N_EMBD], v], 2)
+            ),
+            f.c_proj.register_forward_pre_hook(lambda _, y: outputs.extend(y)),
+        ]
+        f(x.expand(len(v), -1, -1))
+        for hook in hooks:
+            hook.remove()
+    outputs = [y.unflatten(2, (-1, size)).permute(2, 1, 0, 3) for y in outputs]  # (H, T, N, D)
+    return [y.flatten(2)[..., : len(ids)].cpu() for y in outputs]
 
 
 def look(path, text=None):
@@ -64,18 +83,24 @@ def look(path, text=None):
     if unknown := sorted(set(text) - set(vocab)):
         raise ValueError(f"{text[:20]!r}: {path} doesn't know {unknown[:20]}; leave them out")
     color = sys.stdout.isatty() and os.getenv("TERM") != "dumb" and not os.getenv("NO_COLOR")
-    marks = [f"\033[97;48;5;{16 + 36 * r}m" for r in range(6)] if color else gpt.BARS
+    unicode = (sys.stdout.encoding or "").lower() == "utf-8"
+    marks = "▁▂▃▄▅▆▇█" if unicode else "_.:-=+*#"
+    if color:
+        marks = [f"\033[97;48;5;{16 + 36 * red}m" for red in range(6)]
     shown = "".join(c if c.isprintable() else " " for c in text)  # a new line is a space
-    lines = ["layer.head  distance  entropy  what the last character attends to"]
-    lines += [] if color else [" " * 31 + shown]
     back = torch.arange(len(text) - 1.0, -1, -1)  # (T,), 0 at the last
+    rows = [] if color else [(31 * " ", shown)]  # what stands before a row, and its T cells
     for layer, heads in enumerate(attention_weights(model, gpt.encode(text, vocab)), 1):
         for head, w in enumerate(heads[:, -1], 1):  # (T,)
-            entropy = torch.special.entr(w).sum()
-            row = f"{f'{layer}.{head}':>10}{w @ back:10.1f}{entropy:9.2f}  "
+            start = f"{f'{layer}.{head}':>10}{w @ back:10.1f}{torch.special.entr(w).sum():9.2f}  "
             levels = (w / w.max() * (len(marks) - 1)).round().int().tolist()
-            row += "".join(marks[n] + c * color for n, c in zip(levels, shown, strict=True))
-            lines.append(row + "\033[0m" * color)
+            rows.append((start, [marks[n] + c * color for n, c in zip(levels, shown, strict=True)]))
+    lines = [f"layer.head  distance  entropy  what the last character, {text[-1]!r}, attends to"]
+    width = max(shutil.get_terminal_size().columns - 31, 1)
+    for left in range(0, len(text), width):
+        lines += [""] if left else []
+        for start, cells in rows:
+            lines.append(start + "".join(cells[left : left + width]) + "\033[0m" * color)
     return lines
 
 
@@ -87,5 +112,5 @@ if __name__ == "__main__":
     parser.add_argument("text", nargs="?", help=f"[{LINE!r}]")
     try:
         print("\n".join(look(**vars(parser.parse_args()))))
-    except (OSError, RuntimeError, ValueError) as error:
-        parser.error(" ".join(str(error).split()))
+    except ValueError as error:
+        parser.error(str(error))

@@ -2,7 +2,7 @@
 
 import random
 from itertools import combinations, islice, product
-from math import prod
+from math import isfinite, prod
 
 import pytest
 import torch
@@ -10,11 +10,12 @@ from conftest import DELETIONS, TINY, build, leaks
 
 import gpt
 
-V = 11
+VOCAB = "abcdefghijk"
+V = len(VOCAB)
 TRAIN = torch.arange(300) ** 2 % 97 % V
 VAL = torch.arange(12) ** 3 % 89 % V
 BOOLEAN = {flag: (True, False) for flag, value in gpt.FULL.items() if type(value) is bool}
-SETTINGS = BOOLEAN | {"N_LAYER": (0, 2), "N_HEAD": (1, 2, TINY["N_EMBD"])}
+SETTINGS = BOOLEAN | {"N_LAYER": (0, 2), "N_HEAD": (1, 2, TINY["N_EMBD"] // 2)}
 SETTINGS |= {"OPTIMIZER": ("adamw", "sgd")}
 
 
@@ -23,17 +24,20 @@ def check(flags, changes):
     flags(**changes)
     torch.manual_seed(0)
     model = gpt.GPT(V)
-    best, _, curve = gpt.train(model, TRAIN, VAL)
-    for name, weight in model.named_parameters():
+    before = [weight.detach().clone() for weight in model.parameters()]
+    best, curve = gpt.train(model, TRAIN, VAL, VOCAB)
+    for (name, weight), old in zip(model.named_parameters(), before, strict=True):
         assert weight.grad is not None, f"{changes}: no gradient for {name}"
-    finite = best.eval()(TRAIN[None, : gpt.BLOCK_SIZE]).isfinite().all()
-    assert finite == (curve[-1][2] is not None), changes
+        moved = not torch.equal(weight, old)
+        assert moved or not weight.grad.any(), f"{changes}: {name} is not trained"
+    assert [row[0] for row in curve] == list(range(1, gpt.STEPS + 1)), changes
+    assert all(isfinite(loss) for row in curve for loss in row), changes
     sees_later = not gpt.CAUSAL and gpt.ATTENTION and gpt.N_LAYER > 0
     assert leaks(build(V)) == sees_later, changes
-    if finite:
-        assert sees_later or not leaks(best), changes
-        ids = gpt.sample(best, TRAIN[:3])
-        assert len(ids) == 3 + gpt.SAMPLE and 0 <= ids.min() and ids.max() < V, changes
+    assert sees_later or not leaks(best.eval()), changes
+    text = gpt.sample(best, VOCAB, "abc")
+    assert text.startswith("abc") and len(text) == 3 + gpt.SAMPLE, changes
+    assert set(text) <= set(VOCAB), changes
 
 
 @pytest.mark.parametrize("deletion", [{}, *DELETIONS], ids=str)
@@ -45,10 +49,10 @@ def test_every_deletion_alone(flags, deletion):
 @pytest.mark.parametrize("one", DELETIONS[:-1], ids=str)
 def test_every_pair_of_deletions(flags, one):
     for two in DELETIONS[DELETIONS.index(one) + 1 :]:
-        check(flags, one | two)
+        check(flags, one | two | {"STEPS": 1, "SAMPLE": 1})
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", range(30))
 def test_random_combinations(flags, seed):
     draw = random.Random(seed)
     changes = draw.sample(DELETIONS, draw.randint(3, len(DELETIONS)))

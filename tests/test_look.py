@@ -18,15 +18,14 @@ from conftest import SCRIPT, TINY, build
 import gpt
 
 LOOK = str(SCRIPT.with_name("tests") / "look.py")
-HEAD = "layer.head  distance  entropy  what the last character attends to"
+HEAD = "layer.head  distance  entropy  what the last character, {!r}, attends to"
 ASCII = str.maketrans("▁█", "_#")
 SHADES = [16, 52, 88, 124, 160, 196]  # black and the reds of 256 colours
 
 
 def save(model, vocab, path="gpt.pt"):
-    """Write what gpt.main writes, of a model with the flags as they are."""
-    kept = {flag: getattr(gpt, flag) for flag in gpt.MODEL}
-    torch.save({"flags": kept, "vocab": vocab, "weights": model.state_dict()}, path)
+    """Write what gpt.train writes."""
+    torch.save((model.flags, vocab, model.state_dict()), path)
 
 
 @pytest.fixture
@@ -56,8 +55,8 @@ def received(main):
 @pytest.fixture
 def script(monkeypatch, capsys):
     """script("gpt.pt", "to be") is python tests/look.py gpt.pt "to be" without a process of its
-    own, and with a gpt that is imported anew, as BARS hangs on the output: a pipe, or a terminal.
-    Returns its exit status, standard output and standard error."""
+    own, its output a pipe or a terminal of 80 columns, or COLUMNS. Returns its exit status,
+    standard output and standard error."""
 
     def run(*args, terminal=False, encoding="utf-8", **env):
         main, side = pytest.importorskip("pty").openpty() if terminal else os.pipe()
@@ -67,12 +66,10 @@ def script(monkeypatch, capsys):
         status = 0
         with monkeypatch.context() as patch, open(side, "w", encoding=encoding) as out:
             patch.delenv("NO_COLOR", raising=False)
-            for name, value in ({"TERM": "xterm"} | env).items():
+            for name, value in ({"TERM": "xterm", "COLUMNS": "80"} | env).items():
                 patch.setenv(name, value)
             patch.setattr(sys, "argv", ["look.py", *args])
-            patch.setattr(sys, "path", [*sys.path])
             patch.setattr(sys, "stdout", out)
-            patch.delitem(sys.modules, "gpt")
             try:
                 runpy.run_path(LOOK, run_name="__main__")
             except SystemExit as end:
@@ -97,21 +94,27 @@ def shown(script):
 
 # The weights.
 def turned(x):
-    """x (T, D) with its pairs of channels rotated, each pair a complex number; float64."""
-    half = x.shape[1] // 2
-    pairs = x[:, :half] + 1j * x[:, half : 2 * half]
-    pairs *= np.exp(1j * np.outer(np.arange(len(x)), 10000.0 ** (-np.arange(half) / half)))
-    return np.hstack([pairs.real, pairs.imag, x[:, 2 * half :]])
+    """x (T, D) with its pairs of channels rotated, each by its own angle a place; float64."""
+    y = np.zeros_like(x)
+    for t, (row, turn) in enumerate(zip(x, y, strict=True)):
+        for i in range(0, len(row), 2):
+            angle = t * 10000.0 ** (-i / len(row))
+            turn[i] = row[i] * math.cos(angle) - row[i + 1] * math.sin(angle)
+            turn[i + 1] = row[i] * math.sin(angle) + row[i + 1] * math.cos(angle)
+    return y
 
 
 @torch.no_grad()
 def expected(model, ids):
-    """The weights (H, T, T) of each layer, in loops and float64, from what its qkv gives."""
-    seen, size, maps = [], gpt.N_EMBD // gpt.N_HEAD, []
+    """The weights (H, T, T) of each layer, in loops and float64, from what its c_attn gives."""
+    seen, hooks, size, maps = [], [], gpt.N_EMBD // gpt.N_HEAD, []
     for layer in model.layers:
-        if isinstance(layer, gpt.Attention):
-            layer.qkv.register_forward_hook(lambda _, x, y: seen.append(y[0].double().numpy()))
+        if isinstance(layer.f, gpt.Attention):
+            hook = layer.f.c_attn.register_forward_hook
+            hooks.append(hook(lambda _, x, y: seen.append(y[0].double().numpy())))
     model(ids[None])
+    for hook in hooks:
+        hook.remove()
     for qkv in seen:  # (T, 3 C)
         maps.append(np.zeros((gpt.N_HEAD, len(ids), len(ids))))
         for head, weights in enumerate(maps[-1]):
@@ -137,7 +140,11 @@ def expected(model, ids):
         {"QUERY_KEY": False},
         {"FLASH": False},
         {"N_HEAD": 1},
-        {"N_EMBD": 10},  # heads of five channels: one is left unturned
+        {"N_EMBD": 4},  # heads of two channels
+        {"PROJECTION": False},
+        {"RESIDUAL": False},
+        {"PRE_NORM": False},
+        {"NORM": False},
         {"MLP": False, "N_LAYER": 3},
         {"CAUSAL": False, "FLASH": False},
         {"CAUSAL": False, "QUERY_KEY": False},
@@ -156,18 +163,28 @@ def test_the_weights_are_those_of_the_models_own_q_and_k(changes, length, flags)
     if gpt.QUERY_KEY and length > 1:  # the heads and layers differ, so none stands for another
         rows = torch.stack(maps)[:, :, -1].flatten(0, 1)
         assert torch.pdist(rows).min() > 0.01
-    assert not model.training
+
+
+def test_the_model_is_left_as_it_was_and_other_flags_do_not_matter(flags):
+    flags(DROPOUT=0.5, N_HEAD=4)
+    model, ids = build(), torch.tensor([3, 1, 4, 1, 5])
+    logits, weights = model(ids[None]), look.attention_weights(model, ids)
+    assert model(ids[None]).equal(logits)
+    flags(N_HEAD=1, SCALE=False, CAUSAL=False)
+    again = look.attention_weights(model.train(), ids)
+    assert all(a.equal(b) for a, b in zip(weights, again, strict=True))
 
 
 def test_a_file_of_gpt_py_gives_the_model_and_its_flags_back(text, flags, capsys):
-    gpt.main(TINY | {"DEVICE": "cpu", "DROPOUT": 0.5, "N_HEAD": 4, "SAVE": "mine.pt"})
+    how = TINY | {"DEVICE": "cpu", "DROPOUT": 0.5, "N_HEAD": 4, "CHECKPOINT": "mine.pt"}
+    best, _, _ = gpt.main(**how)
     capsys.readouterr()
-    whole = torch.load("mine.pt", weights_only=True)
     flags()
     model, vocab = look.load("mine.pt")
     assert capsys.readouterr() == ("", "") and not model.training
     assert vocab == "".join(sorted(set(text))) and (gpt.DROPOUT, gpt.N_HEAD) == (0.5, 4)
-    assert all(weight.equal(whole["weights"][name]) for name, weight in model.state_dict().items())
+    weights = best.state_dict()
+    assert all(weight.equal(weights[name]) for name, weight in model.state_dict().items())
 
 
 # The rows.
@@ -178,7 +195,7 @@ def parsed(lines):
 
 
 BUILT = """\
-layer.head  distance  entropy  what the last character attends to
+layer.head  distance  entropy  what the last character, 'h', attends to
                                abcdefgh
        1.1       1.0     0.00  ▁▁▁▁▁▁█▁
        1.2       3.0     0.00  ▁▁▁▁█▁▁▁
@@ -196,7 +213,9 @@ def built(saved):
         weight.data.zero_()
     model.wpe.weight.data = torch.eye(8, 16)  # position t is 1 in channel t, else 0
     for layer, distances in zip(model.layers, [(1, 3), (0, 7)], strict=True):
-        qkv = layer.qkv.weight.data.view(3, 2, 8, 16)  # of q, k and v, two heads, eight channels
+        qkv = layer.f.c_attn.weight.data.view(
+            3, 2, 8, 16
+        )  # of q, k and v, two heads, eight channels
         for head, distance in enumerate(distances):
             qkv[0, head] = 1e3 * torch.eye(8, 16).roll(distance, 1)  # (t - distance, t)
             qkv[0, head, 8 - distance :] = 0
@@ -216,6 +235,7 @@ def test_of_a_text_longer_than_the_context_the_end_is_used(built, script):
 def test_a_new_line_is_a_space(built, script):
     for text in ("ab\ndefg\n", "\nbcdefgh"):
         spaced = BUILT.replace("abcdefgh", text.replace("\n", " "))
+        spaced = spaced.replace("'h'", repr(text[-1]))
         assert script("gpt.pt", text) == (0, spaced, "")
 
 
@@ -238,7 +258,7 @@ def test_distance_entropy_and_bars_recomputed(saved, shown):
     vocab = "".join(sorted(set(look.LINE)))
     saved(vocab, BLOCK_SIZE=64, N_HEAD=11, N_EMBD=44, N_LAYER=11)
     head, text, *rows = shown()
-    assert head == HEAD and text == 31 * " " + look.LINE
+    assert head == HEAD.format("o") and text == 31 * " " + look.LINE
     assert all(len(row) == 31 + len(look.LINE) <= 80 for row in rows)
     maps = look.attention_weights(look.load("gpt.pt")[0], gpt.encode(look.LINE, vocab))
     last = [
@@ -271,6 +291,34 @@ def test_a_model_without_attention_has_nothing_to_show(changes, args, saved, sho
 
 
 # The output.
+WRAPPED = """\
+layer.head  distance  entropy  what the last character, 'h', attends to
+                               abc
+       1.1       1.0     0.00  ▁▁▁
+       1.2       3.0     0.00  ▁▁▁
+       2.1       0.0     0.00  ▁▁▁
+       2.2       7.0     0.00  █▁▁
+
+                               def
+       1.1       1.0     0.00  ▁▁▁
+       1.2       3.0     0.00  ▁█▁
+       2.1       0.0     0.00  ▁▁▁
+       2.2       7.0     0.00  ▁▁▁
+
+                               gh
+       1.1       1.0     0.00  █▁
+       1.2       3.0     0.00  ▁▁
+       2.1       0.0     0.00  ▁█
+       2.2       7.0     0.00  ▁▁
+"""
+
+
+def test_a_text_wider_than_the_terminal_is_shown_in_pieces(built, script):
+    assert script("gpt.pt", "abcdefgh", COLUMNS="34") == (0, WRAPPED, "")
+    for columns in ("39", "200"):
+        assert script("gpt.pt", "abcdefgh", COLUMNS=columns) == (0, BUILT, "")
+
+
 COLOUR = r"(.{31})((?:\033\[97;48;5;\d+m[^\033])+)\033\[0m"
 posix = pytest.mark.skipif(os.name != "posix", reason="terminals of POSIX")
 
@@ -284,7 +332,7 @@ def test_a_terminal_gets_the_text_shaded(off, saved, shown):
         plain = shown("gpt.pt", text)[2:]
         maps = look.attention_weights(look.load("gpt.pt")[0], gpt.encode(text, "\nabcdefgh"))
         last = torch.cat(maps)[:, -1].tolist()
-        assert head == HEAD
+        assert head == HEAD.format("h")
         for row, bars, weights in zip(rows, plain, last, strict=True):
             start, cells = re.fullmatch(COLOUR, row).groups()
             codes, seen = zip(*re.findall(r"48;5;(\d+)m(.)", cells), strict=True)
@@ -293,6 +341,20 @@ def test_a_terminal_gets_the_text_shaded(off, saved, shown):
                 level = SHADES.index(int(code))
                 assert level == pytest.approx(5 * weight / max(weights), abs=0.501)
             assert "196" in codes
+
+
+@posix
+def test_shaded_pieces(saved, shown):
+    """Each row of a piece starts and ends its colours, and all pieces together are the text."""
+    saved("\nabcdefgh", BLOCK_SIZE=32)
+    text = "abcdefgh" * 3
+    _, *lines = shown("gpt.pt", text, terminal=True, COLUMNS="41")
+    assert [len(lines), lines[4], lines[9]] == [14, "", ""]
+    _, *whole = shown("gpt.pt", text, terminal=True)
+    for n, row in enumerate(whole):
+        parts = [re.fullmatch(COLOUR, lines[n + start]).groups() for start in (0, 5, 10)]
+        assert len(whole) == 4 and [part[0] for part in parts] == 3 * [row[:31]]
+        assert "".join(part[1] for part in parts) == re.fullmatch(COLOUR, row)[2]
 
 
 @posix
@@ -328,9 +390,16 @@ def test_import_does_nothing(tmp_path, monkeypatch, capsys):
 
 
 def test_a_folder_that_cannot_be_written(built, script, monkeypatch):
-    access = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: path != "." and access(path, mode))
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     assert script("gpt.pt", "abcdefgh") == (0, BUILT, "")
+
+
+def test_a_model_that_was_trained_on_a_gpu(built, script, monkeypatch):
+    """Its file holds tensors of a GPU, which torch.load can only open if it is told where to."""
+    opened, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args: opened.append(args[1]) or load(*args))
+    monkeypatch.setattr(gpt, "DEVICE", "cuda")
+    assert script("gpt.pt", "abcdefgh") == (0, BUILT, "") and opened == ["cpu"]
 
 
 # Bad input.
@@ -345,7 +414,8 @@ def test_a_folder_that_cannot_be_written(built, script, monkeypatch):
         (["half.pt"], ["half.pt: not a model", "python gpt.py"]),
         (["empty.pt"], ["empty.pt: not a model", "python gpt.py"]),
         (["weights.pt"], ["weights.pt: not a model", "python gpt.py"]),
-        (["heads.pt"], ["heads.pt: not a model", "python gpt.py"]),
+        (["old.pt"], ["old.pt: not a model", "python gpt.py"]),
+        (["layers.pt"], ["layers.pt: not a model", "python gpt.py"]),
         (["gpt.pt", ""], ["text is empty", "give"]),
         (["gpt.pt", "abxyb"], ["'abxyb'", "gpt.pt", "['x', 'y']", "leave them out"]),
         (["gpt.pt", "ab☃\n"], ["'ab☃\\n'", "['☃']", "leave them out"]),
@@ -364,9 +434,10 @@ def test_bad_input_gets_one_line(args, words, saved, flags, script):
     Path("half.pt").write_bytes(Path("gpt.pt").read_bytes()[:4000])
     Path("empty.pt").touch()
     torch.save(build().state_dict(), "weights.pt")
+    torch.save({"flags": {}, "vocab": "abc", "weights": build().state_dict()}, "old.pt")
     model = build()
-    flags(N_HEAD=3)
-    save(model, "abcdefghijk", "heads.pt")
+    model.flags = model.flags | {"N_LAYER": 3}
+    save(model, "abcdefghijk", "layers.pt")
     before = sorted(os.listdir())
     status, out, err = script(*args)
     assert (status, out) == (2, "") and sorted(os.listdir()) == before

@@ -1,7 +1,9 @@
-"""The README's commands, its Python, its numbers worked by hand; the house rules of gpt.py."""
+"""Both READMEs: their commands run, their Python runs, their numbers by hand are right."""
 
 import re
+import runpy
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,55 +12,71 @@ from conftest import SCRIPT, TINY, words
 
 import gpt
 
-README = SCRIPT.with_name("README.md").read_text("utf-8")
-COMMANDS = re.findall(r"python gpt\.py(?! --help)( --[^`\n;]+)", README)
+ROOT = SCRIPT.parent
+README = (ROOT / "README.md").read_text("utf-8")
+BOTH = README + (ROOT / "tests/README.md").read_text("utf-8")
+COMMANDS = sorted(set(re.findall(r"python gpt\.py( --[^`\n]+)", BOTH)))
 CODE = re.findall(r"```python\n(.*?)```", README, re.S)
+QUICK = ["--steps=1", "--sample=1", "--batch-size=1", "--device=cpu", "--no-bfloat16"]
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_commands_parse(line):
-    command, *_ = line.split("  ")  # what follows two spaces is a remark
-    assert set(gpt.parse(shlex.split(command.replace("$rate", "1")))) <= set(gpt.FULL)
+def test_commands_run(line, text, monkeypatch):
+    Path("my.txt").write_text(text * 3, "utf-8")
+    Path("input.txt").write_text("JULIET:\n" + text * 3, "utf-8")
+    monkeypatch.setattr(sys, "argv", ["gpt.py", *shlex.split(line), *QUICK])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert Path("runs.jsonl").exists() and Path("gpt.pt").exists()
 
 
 def test_the_commands_are_found():
-    assert len(COMMANDS) > 12 and " --no-norm" in COMMANDS
-    scripts = set(re.findall(r"python (tests/\w+\.py)", README))
+    assert len(COMMANDS) > 6 and " --no-norm --n-head 1" in COMMANDS
+    scripts = set(re.findall(r"python (tests/\w+\.py)", BOTH))
     assert scripts == {"tests/bench.py", "tests/deletions.py", "tests/look.py"}
-    assert all((SCRIPT.parent / name).exists() for name in scripts)
+    assert all((ROOT / name).exists() for name in scripts)
 
 
 def test_every_flag_is_named():
-    assert [flag for flag in gpt.FULL if f"`{flag}`" not in README] == []
+    assert [flag for flag in gpt.FLAGS if f"`{flag}" not in README] == []
 
 
-@pytest.fixture
-def room(text, monkeypatch):
-    """The names that the README's Python leaves, run in order after three runs."""
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    Path("input.txt").write_text(words() + "But, soft! what light through yonder windo" * 3)
-    for changes in ({}, {"NORM": False}, {"SEED": 2}):
-        gpt.main(TINY | {"DEVICE": "cpu"} | changes)
-    room = {}
+def test_the_readme_has_at_most_2000_words_outside_its_code():
+    prose = re.sub(r"```.*?```", "", README, flags=re.S)
+    lines = [line for line in prose.splitlines() if not line.startswith("    ")]
+    assert 500 < len(" ".join(lines).split()) <= 2000
+
+
+@pytest.mark.parametrize("code", CODE, ids=range(len(CODE)))
+def test_each_python_block_runs_alone(code, text, monkeypatch, capsys):
+    for flag, value in TINY.items():
+        monkeypatch.setattr(gpt, flag, value)
+    Path("input.txt").write_text(words() + "ROMEO:", "utf-8")
+    before = code.replace("STEPS=300", "STEPS=3")
+    exec(compile(before, "README.md", "exec"), {"__name__": "readme"})
+    assert capsys.readouterr().out
+
+
+def test_all_python_blocks_run_in_order(text, monkeypatch):
+    for flag, value in TINY.items():
+        monkeypatch.setattr(gpt, flag, value)
+    Path("input.txt").write_text(words() + "ROMEO:", "utf-8")
+    room = {"__name__": "readme"}
     for code in CODE:
-        exec(code, room)
+        exec(compile(code.replace("STEPS=300", "STEPS=3"), "README.md", "exec"), room)
+    assert room["run"]["name"].startswith("N_HEAD=2") and "RESIDUAL=False" in room["run"]["name"]
+
+
+def block(start):
+    """The Python block that has start in it, run: its names, and what it printed."""
+    (code,) = [code for code in CODE if start in code]
+    room = {}
+    exec(code, room)
     return room
 
 
-def test_the_python_draws_the_curves_and_the_attention_maps(room):
-    for picture in ("curves.png", "heads.png"):
-        assert Path(picture).read_bytes().startswith(b"\x89PNG")
-    labels = [text.get_text() for text in room["axis"].figure.axes[0].texts]
-    assert labels == [] and len(room["runs"]) == 2  # axis is the last of the maps by now
-    assert len(room["maps"]) == TINY["N_LAYER"] and gpt.attention is room["attention"]
-    for weights in map(torch.tensor, room["maps"]):
-        assert weights.shape == (TINY["N_HEAD"], len(room["text"]), len(room["text"]))
-        assert weights.sum(-1).allclose(torch.ones(()), atol=1e-5)
-        assert weights.triu(1).abs().max() == 0
-
-
-def test_the_head_by_hand(room):
-    """Every number of the table, from x and the matrices, and by gpt.attention."""
+def test_the_head_by_hand(capsys):
+    """Every number of the table, from x and the matrices, as the README's lines print them."""
+    room = block("w_q")
     section = re.search(r"### One head by hand\n(.+?)\n#", README, re.S)[1]
     cells = re.findall(r"^\| (\w+) \| ([-\d., inf]+) \| ([-\d., inf]+) \|", section, re.M)
     table = {
@@ -66,45 +84,48 @@ def test_the_head_by_hand(room):
         for name, *row in cells
     }
     assert list(table) == "x q k v scores scaled masked softmax output".split()
-    x, q, k, v, scores, scaled, masked, softmax, output = table.values()
-    assert torch.equal(x, room["x"]) and all(
-        torch.equal(projected, x @ room[f"w_{name}"])
-        for name, projected in zip("qkv", (q, k, v), strict=True)
-    )
-    assert torch.equal(scores, torch.tensor([[a @ b for b in k] for a in q]))
-    assert torch.equal(scaled, scores / 2)
-    assert masked[0].tolist() == [scaled[0, 0], -torch.inf] and torch.equal(masked[1], scaled[1])
-    weights = masked.exp() / masked.exp().sum(-1, keepdim=True)
-    assert (softmax - weights).abs().max() < 5e-4 and (output - weights @ v).abs().max() < 5e-4
-    assert (output - room["output"]).abs().max() < 5e-4
-    for flag, first in (("SCALE", 0.95), ("QUERY_KEY", 0.5)):  # the sentence below the table
-        vars(gpt).update(gpt.FULL | {flag: False})
-        given = (q, k) if gpt.QUERY_KEY else (None, None)
-        assert gpt.attention(*given, torch.eye(2))[1, 0].item() == pytest.approx(first, abs=5e-3)
+    for name, numbers in table.items():
+        torch.testing.assert_close(numbers, room[name], rtol=0, atol=5e-4)
+    x, q, k, v, scores, *_, weights, output = table.values()
+    assert torch.equal(scores, torch.tensor([[float(a @ b) for b in k] for a in q]))
+    hand = (scores[1] / 2).exp() / (scores[1] / 2).exp().sum()
+    torch.testing.assert_close(weights[1], hand, rtol=0, atol=5e-4)
+    torch.testing.assert_close(room["output"], gpt.attention(room["q"], room["k"], room["v"]))
+    printed = capsys.readouterr().out
+    assert all(f"\n{name} [" in "\n" + printed for name in list(table)[1:])
 
 
-def test_the_diagram_names_every_part_of_the_model():
+@pytest.mark.parametrize("flag, first", [("SCALE", 0.953), ("QUERY_KEY", 0.5)])
+def test_the_sentence_below_the_table(flag, first, monkeypatch, capsys):
+    room = block("w_q")
+    monkeypatch.setattr(gpt, flag, False)
+    weights = gpt.attention(room["q"], room["k"], torch.eye(2, 4))
+    assert weights[1, 0].item() == pytest.approx(first, abs=5e-4)
+    assert f"{first:.3g}" in README or first == 0.5
+
+
+def test_the_shapes(capsys):
+    block("B = 4" if "B = 4" in "".join(CODE) else "one head's output")
+    printed = capsys.readouterr().out
+    assert "".join(f"    {line}\n" for line in printed.splitlines()) in README
+
+
+def test_the_diagram_names_the_parts():
     (diagram,) = re.findall(r"```mermaid\n(.*?)```", README, re.S)
-    outside = {"N_HEAD", "OPTIMIZER", "LEARNING_RATE", "AVERAGE", "SCALED_INIT", "LOAD", *gpt.SIZES}
-    assert [flag for flag in gpt.MODEL if flag not in outside and flag not in diagram] == []
-    assert len(re.findall(r'-- "[^"]*\(.+\)', diagram)) == len(re.findall(r"-->", diagram))
+    for flag in ("N_LAYER", "NORM", "ATTENTION", "RESIDUAL", "MLP", "TIE"):
+        assert flag in diagram
 
 
-ROWS = re.findall(r"\| `([A-Z_]+)` \| `(--[^`]+)` \| ([\d,]+) \|", README)
+ROWS = re.findall(r"^\| `([A-Z_]+)=([^`]+)` \| ([\d,]+) \|", README, re.M)
 
 
-@pytest.mark.parametrize("flag, how, params", ROWS)
-def test_parameters_of_the_deletion_table(flag, how, params):
-    assert list(gpt.parse(how.split())) == [flag]
-    vars(gpt).update(gpt.FULL | {"DEVICE": "cpu"} | gpt.parse(how.split()))
+@pytest.mark.parametrize("flag, value, params", ROWS)
+def test_parameters_of_the_tables(flag, value, params, monkeypatch):
+    assert flag in gpt.FULL
+    monkeypatch.setattr(gpt, flag, eval(value))
     assert sum(p.numel() for p in gpt.GPT(65).parameters()) == int(params.replace(",", ""))
 
 
 def test_the_deletion_table_is_complete():
-    parts = set(gpt.MODEL) - {"LEARNING_RATE", "DROPOUT", "LOAD", *gpt.SIZES}
-    assert {flag for flag, _, _ in ROWS} == parts
-
-
-def test_the_file_keeps_to_330_lines_of_100_columns():
-    lines = SCRIPT.read_text("utf-8").splitlines()
-    assert len(lines) <= 330 and max(map(len, lines)) <= 100
+    knobs = {"LEARNING_RATE", "DROPOUT", "BFLOAT16", "BATCH_SIZE"}
+    assert {flag for flag, _, _ in ROWS} == set(gpt.FULL) - knobs

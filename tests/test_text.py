@@ -1,23 +1,24 @@
-"""The text: reading, fetching, characters to ids and back, batches."""
+"""The text: reading it, fetching it, characters to ids and back."""
 
 import hashlib
 import http.server
+import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 import torch
-from conftest import SCRIPT, words
+from conftest import SCRIPT, TINY, words
 from hypothesis import given
 from hypothesis import strategies as st
 
 import gpt
 
 TEXT = words(300_000)  # more than socket buffers hold, so that half of it is half of a download
+MANUAL = "\n".join(topics.values())
 EVERYTHING = st.text(st.characters(exclude_categories=()), min_size=1)  # lone surrogates as well
 
 
@@ -25,67 +26,44 @@ EVERYTHING = st.text(st.characters(exclude_categories=()), min_size=1)  # lone s
 @given(EVERYTHING, st.data())
 def test_ids_give_the_text_back_for_any_text_of_the_vocabulary(text, data):
     vocab = "".join(sorted(set(text)))
-    again = data.draw(st.text(st.sampled_from(vocab)))
+    again = data.draw(st.text(st.sampled_from(vocab), min_size=1))
     for s in (text, again):
         ids = gpt.encode(s, vocab)
         assert ids.dtype == torch.int64 and ids.shape == (len(s),)
         assert "".join(vocab[i] for i in ids) == s
 
 
-def test_ids_are_places_in_the_vocabulary():
-    text = "\0a\r\né é中文🙂\U0010ffff\ud800\r\n"
-    vocab = "".join(sorted(set(text)))
-    assert gpt.encode(text, vocab).tolist() == [vocab.index(c) for c in text]
-
-
 @given(EVERYTHING, EVERYTHING)
 def test_encode_names_every_character_that_is_not_there(text, known):
     vocab, strange = "".join(sorted(set(known))), sorted(set(text) - set(known))
+    with pytest.MonkeyPatch.context() as patch:
+        said = []
+        patch.setattr(gpt, "require", lambda good, line: said.append(line) if not good else None)
+        try:
+            ids = gpt.encode(text, vocab)
+        except ValueError:  # it went on where require would have ended it
+            ids = None
     if strange:
-        with pytest.raises(ValueError) as error:
-            gpt.encode(text, vocab)
-        assert all(repr(c) in str(error.value) for c in strange[:20])
+        assert len(said) == 1 and all(repr(c) in said[0] for c in strange)
     else:
-        assert "".join(vocab[i] for i in gpt.encode(text, vocab)) == text
-
-
-# Batches.
-def test_batches_are_consecutive_pieces_and_reach_both_ends(flags):
-    flags(BLOCK_SIZE=3, BATCH_SIZE=50)
-    x, y = gpt.batch(100 + torch.arange(10), torch.Generator().manual_seed(1))
-    assert x.shape == y.shape == (50, 3)
-    assert (x == x[:, :1] + torch.arange(3)).all() and (y == x + 1).all()
-    assert set(x[:, 0].tolist()) == set(range(100, 107))  # the last y is then 109, the last id
-
-
-def test_the_shortest_text_has_one_window(flags):
-    flags(BLOCK_SIZE=3, BATCH_SIZE=5)
-    x, y = gpt.batch(torch.arange(4), torch.Generator().manual_seed(1))
-    assert x.tolist() == [[0, 1, 2]] * 5 and y.tolist() == [[1, 2, 3]] * 5
-
-
-def test_batches_have_a_generator_of_their_own(flags):
-    flags()
-    seen = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        state = torch.random.get_rng_state()
-        seen.append(gpt.batch(torch.arange(1000), torch.Generator().manual_seed(7))[0])
-        assert torch.equal(state, torch.random.get_rng_state())
-    assert torch.equal(*seen)
-    other = gpt.batch(torch.arange(1000), torch.Generator().manual_seed(8))[0]
-    assert not torch.equal(seen[0], other)
+        assert not said and "".join(vocab[i] for i in ids) == text
 
 
 # Files.
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"], ids=["plain", "BOM"])
-def test_a_file_is_read_as_it_is_but_for_a_bom(bom, text):
-    exact = "\ttab\0 CRLF\r\nCR\rLF\n é é 中文 🙂 \ufeff end "
+def test_a_file_is_read_without_a_bom_and_every_line_end_is_a_new_line(bom, text):
+    exact = "\ttab\0 CRLF\r\nCR\rLF\n\n é é 中文 🙂 \ufeff end\r\r\n"
     Path("input.txt").write_bytes(bom + exact.encode())
-    assert gpt.read_text() == exact
+    assert gpt.read_text() == "\ttab\0 CRLF\nCR\nLF\n\n é é 中文 🙂 \ufeff end\n\n"
 
 
-@pytest.mark.parametrize("content", [None, b"", "é".encode("latin-1"), "folder", "dangling"])
+def test_the_same_text_with_other_line_ends_is_the_same_text_in_the_record(text):
+    Path("mine.txt").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    here, there = gpt.main(**TINY)[2], gpt.main(DATA="mine.txt")[2]
+    assert here["data"] == there["data"] and here["curve"] == there["curve"]
+
+
+@pytest.mark.parametrize("content", [b"", "é".encode("latin-1"), "folder", "dangling"])
 def test_a_bad_input_txt_is_an_error_and_is_not_replaced(content, text, monkeypatch, capsys):
     path = Path("input.txt")
     path.unlink()
@@ -94,22 +72,27 @@ def test_a_bad_input_txt_is_an_error_and_is_not_replaced(content, text, monkeypa
     elif content == "dangling":
         path.symlink_to("nowhere")
     else:
-        path.write_bytes(content or b"")
+        path.write_bytes(content)
     before = path.lstat()
     monkeypatch.setattr(gpt, "URL", "http://127.0.0.1:9/")
-    with pytest.raises(ValueError, match="--data input.txt"):
-        gpt.main({})
+    with pytest.raises(SystemExit) as end:
+        gpt.main(**TINY)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith("gpt.py: error: DATA='input.txt': ")
     assert path.lstat() == before and list(Path().iterdir()) == [path]
-    assert capsys.readouterr().out == ""
 
 
-def test_a_file_named_by_data_is_an_error_when_missing(text, monkeypatch):
+@pytest.mark.parametrize("name", ["inptu.txt", "./input.txt", "folder/input.txt", "Input.txt"])
+def test_only_the_name_input_txt_is_fetched(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     fetched = []
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: fetched.append(1))
-    vars(gpt)["DATA"] = "mine.txt"
-    with pytest.raises(ValueError, match="--data mine.txt"):
-        gpt.read_text()
-    assert not fetched and not Path("mine.txt").exists()
+    with pytest.raises(SystemExit) as end:
+        gpt.main(DATA=name)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and out == "" and not fetched and os.listdir() == []
+    assert err.startswith(f"gpt.py: error: DATA={name!r}: ") and err.count("\n") == 1
 
 
 # The fetch. A server on this machine plays every part.
@@ -135,7 +118,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body[: len(body) // 2])
         elif self.path == "/hangs":
             self.wfile.write(body[: len(body) // 2])
-            self.server.halfway.set()
+            self.server.halfway()
             self.server.over.wait(5)
         elif self.path == "/good":
             self.wfile.write(body)
@@ -151,7 +134,7 @@ def server(monkeypatch):
     monkeypatch.setattr(gpt, "SHA256", hashlib.sha256(TEXT.encode()).hexdigest())
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.url = f"http://127.0.0.1:{server.server_port}"
-        server.halfway, server.over = threading.Event(), threading.Event()
+        server.halfway, server.over = lambda: None, threading.Event()
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         yield server
         server.over.set()
@@ -159,27 +142,27 @@ def server(monkeypatch):
 
 
 @pytest.fixture
-def refused(text, capsys):
-    """refused() wants the text in an empty folder: an error that names it, no file; its words."""
+def stands_in(tmp_path, monkeypatch, capsys):
+    """stands_in() reads input.txt where it isn't there and can't be fetched: the manual, a line
+    that says so, no file; returns that line."""
+    monkeypatch.chdir(tmp_path)
 
-    def check():
-        Path("input.txt").unlink()
-        with pytest.raises(
-            ValueError, match="--data input.txt: .+; give a UTF-8 text file"
-        ) as error:
-            gpt.read_text()
-        assert capsys.readouterr() == ("", "") and not list(Path().iterdir())
-        return str(error.value)
+    def read():
+        assert gpt.read_text() == MANUAL
+        out, err = capsys.readouterr()
+        assert err == "" and out.count("\n") == 1 and os.listdir() == []
+        assert gpt.URL in out and "input.txt" in out and "manual" in out
+        return out
 
-    return check
+    return read
 
 
-def test_a_good_fetch_is_put_in_place_byte_for_byte(server, text, monkeypatch, capsys):
-    Path("input.txt").unlink()
+def test_a_good_fetch_is_put_in_place_byte_for_byte(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gpt, "URL", server.url + "/good")
     assert gpt.read_text() == TEXT
     assert Path("input.txt").read_bytes() == TEXT.encode()
-    assert list(Path().iterdir()) == [Path("input.txt")] and capsys.readouterr().out == ""
+    assert os.listdir() == ["input.txt"] and capsys.readouterr() == ("", "")
     monkeypatch.setattr(gpt, "URL", server.url + "/missing")
     assert gpt.read_text() == TEXT  # it is not fetched again
 
@@ -195,18 +178,11 @@ def test_a_good_fetch_is_put_in_place_byte_for_byte(server, text, monkeypatch, c
         ("hangs", "timed out"),
     ],
 )
-def test_a_bad_fetch_is_an_error_and_leaves_no_file(path, says, server, refused, monkeypatch):
+def test_after_a_bad_fetch_the_manual_stands_in(path, says, server, stands_in, monkeypatch):
     limit = socket.setdefaulttimeout
     monkeypatch.setattr(socket, "setdefaulttimeout", lambda s: limit(min(s, 0.2)))
     monkeypatch.setattr(gpt, "URL", f"{server.url}/{path}")
-    assert says in refused()
-
-
-def test_a_closed_port_is_no_network(refused, monkeypatch):
-    with socket.socket() as unused:  # bound, but nobody listens
-        unused.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(gpt, "URL", f"http://127.0.0.1:{unused.getsockname()[1]}/good")
-        assert "refused" in refused()
+    assert says in stands_in()
 
 
 @pytest.mark.parametrize(
@@ -216,19 +192,50 @@ def test_a_closed_port_is_no_network(refused, monkeypatch):
         ("create_connection", OSError(101, "Network is unreachable")),
     ],
 )
-def test_no_name_and_no_network(name, error, refused, monkeypatch):
+def test_without_a_name_or_a_network_the_manual_stands_in(name, error, stands_in, monkeypatch):
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(socket, name, fail)
     monkeypatch.setattr(gpt, "URL", "http://nowhere.invalid/")
-    assert error.strerror in refused()
+    assert error.strerror in stands_in()
 
 
-def test_the_fetch_gives_up_on_a_server_that_hangs_in_half_a_minute(refused, monkeypatch):
-    monkeypatch.setattr(gpt, "URL", "http://127.0.0.1:9/")
-    refused()
+@pytest.fixture
+def closed(monkeypatch):
+    """The address of a port that nobody listens at."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(gpt, "URL", f"http://127.0.0.1:{unused.getsockname()[1]}/good")
+        yield
+
+
+def test_a_run_without_a_network_is_a_run_of_the_manual(closed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model, vocab, run = gpt.main(**TINY)
+    out, err = capsys.readouterr()
+    first, *_ = out.splitlines()
+    assert err == "" and gpt.URL in first and "refused" in first and "input.txt" in first
+    assert vocab == "".join(sorted(set(MANUAL))) and f"{len(MANUAL):,} characters" in out
+    assert run["data"] == hashlib.sha256(MANUAL.encode()).hexdigest()[:8]
+    assert sorted(os.listdir()) == ["gpt.pt", "runs.jsonl"]
+    assert len(MANUAL) > 300_000
+
+
+def test_the_fetch_gives_up_on_a_server_that_hangs_in_half_a_minute(closed, stands_in):
+    assert "refused" in stands_in()
     assert 1 <= socket.getdefaulttimeout() <= 30
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_ctrl_c_in_the_middle_of_the_download_leaves_no_file(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gpt, "URL", server.url + "/hangs")
+    server.halfway = lambda: os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        gpt.read_text()
+    assert os.listdir() == []
 
 
 def test_the_real_address_and_checksum_are_the_ones_in_the_design():
@@ -237,16 +244,3 @@ def test_the_real_address_and_checksum_are_the_ones_in_the_design():
     if not local.exists():
         pytest.skip("no input.txt here")
     assert hashlib.sha256(local.read_bytes()).hexdigest() == gpt.SHA256
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_download_interrupted_half_way_leaves_no_input_txt(number, server, tmp_path):
-    source = SCRIPT.read_text("utf-8")
-    script = tmp_path / "gpt.py"  # a copy, with the server's address
-    script.write_text(source.replace(gpt.URL, server.url + "/hangs"), "utf-8")
-    run = subprocess.Popen([sys.executable, script], cwd=tmp_path, stderr=subprocess.PIPE)
-    assert server.halfway.wait(60)
-    run.send_signal(number)
-    assert run.communicate()[1] == b"" and run.returncode == -number
-    assert not (tmp_path / "input.txt").exists()
