@@ -282,7 +282,7 @@ def compare(run):
     """Print the runs of the same text and as many steps in runs.jsonl, a name a row, best first."""
     runs, losses = [], {}
     for line in Path("runs.jsonl").read_text().splitlines():
-        with suppress(ValueError, KeyError):  # a line that is no whole record
+        with suppress(ValueError, KeyError, TypeError):  # a line that is no whole record
             other = json.loads(line)
             if all(other[key] == run[key] for key in ("data", "steps")):
                 runs.append(other)

@@ -15,20 +15,17 @@ It asserts nothing. All but long runs in processes of their own, in turn, round 
 are taken within each round. It needs `pip install -e .` and Linux or macOS, reads input.txt in the
 current folder (fetched if missing) and writes only to a temporary folder.
 
-Training is `python gpt.py` itself, not a line of it replaced. A hook of PyTorch after each
-optimizer step reads the clock and, with the clock stopped, keeps a running average of the weights
-by gpt.py's formula and evaluates that at the marks. Ctrl-C from the hook ends it.
-
+Training is `python gpt.py` itself, not a line of it replaced: a hook of PyTorch after each
+optimizer step reads the clock, evaluates at the marks with the clock stopped, and ends it as by Ctrl-C.
 nanoGPT runs its README's recipe for a CPU, in float32; its times and losses are those of its log.
-Of it only train.py and model.py are run: its prepare.py and sample.py import other packages, and
-what they do is done here. Its whole run does not sample; ours does.
+Its prepare.py and sample.py import other packages, so what they do is done here. Its whole run does
+not sample; ours does.
 """
 
 import argparse
 import json
 import os
 import pickle
-import platform
 import re
 import runpy
 import shutil
@@ -74,8 +71,7 @@ GOALS = {  # the rows of the table: name, the two whose ratio has a goal, and th
 # 1. What runs in a process of its own, where gpt is the version that PYTHONPATH names.
 def run(recipe, seed, hook):
     """Run python gpt.py by a recipe, with a hook after each step, until that raises Ctrl-C."""
-    given = f"--device cpu --seed {seed} --steps {10**9} {recipe}"
-    sys.argv = ["gpt.py", *given.split()]
+    sys.argv = f"gpt.py --device cpu --seed {seed} --steps {10**9} {recipe}".split()
     handle = register_optimizer_step_post_hook(hook)
     with suppress(KeyboardInterrupt):
         runpy.run_path(gpt.__file__, run_name="__main__")
@@ -96,9 +92,9 @@ def step_time(recipe, seed, count):
 
 
 def train(recipe, seed, marks, target=0.0):
-    """Train and evaluate at each of marks, in training seconds, to the last or to a loss of target.
-    Returns rows of steps, training seconds, loss. The first two steps, which warm up (and after one
-    of which commit 47ff3d9 looks), count as a mean step each."""
+    """Train, and evaluate a running average of the weights by gpt.py's formula at each of marks, in
+    training seconds, to the last or to a loss of target: rows of steps, training seconds, loss. The
+    first two steps, which warm up (commit 47ff3d9 also looks), count as a mean step each."""
     text = gpt.read_text()
     vocab = "".join(sorted(set(text)))
     val_ids = gpt.encode(text, vocab)[len(text) * 9 // 10 :]
@@ -116,16 +112,13 @@ def train(recipe, seed, marks, target=0.0):
         weights = optimizer.param_groups[0]["params"]
         for average, weight in zip(mean.parameters(), weights, strict=True):
             average.data.lerp_(weight.data, share)
-        if steps <= 2:
-            begin = time.perf_counter()
-            return
-        seconds = (now - begin) * steps / (steps - 2)
-        if seconds >= marks[len(rows)]:
+        seconds = (now - begin) * steps / max(steps - 2, 1)
+        if steps > 2 and seconds >= marks[len(rows)]:
             rows.append((steps, seconds, running.evaluate(mean, val_ids)))
             print("{:7} steps  {:7.2f} s of training  loss {:.4f}".format(*rows[-1]), flush=True)
             if len(rows) == len(marks) or rows[-1][2] <= target:
                 raise KeyboardInterrupt
-        begin += time.perf_counter() - now
+        begin = time.perf_counter() - (now - begin if steps > 2 else 0.0)
 
     run(recipe, seed, hook)
     return rows
@@ -234,8 +227,8 @@ def lay_out(folder, before, peer):
         Path(folder, "before", "gpt.py").write_bytes(code)
     if peer:
         hidden = shutil.ignore_patterns(".*", "out*")
-        data = Path(shutil.copytree(peer, Path(folder, "nanoGPT"), ignore=hidden))
-        data = data / "data" / "shakespeare_char"
+        shutil.copytree(peer, Path(folder, "nanoGPT"), ignore=hidden)
+        data = Path(folder, "nanoGPT", "data", "shakespeare_char")
         vocab = "".join(sorted(set(text)))
         ids = gpt.encode(text, vocab).numpy().astype(np.uint16)
         ids[: len(ids) * 9 // 10].tofile(data / "train.bin")
@@ -301,25 +294,24 @@ def deletions(seeds):
     show(rows)
 
 
-def operations(sizes):
-    """Operations of a step. Each token costs 6 a matrix weight, 2 forward and 4 backward, and 12TC
-    a layer for attention's scores and sums, as if without the causal mask."""
-    layers, context, width = sizes["N_LAYER"], sizes["BLOCK_SIZE"], sizes["N_EMBD"]
-    weights = 12 * layers * width**2 + 65 * width  # 65 characters; the embedding is a look-up
-    return (6 * weights + 12 * layers * context * width) * context * sizes["BATCH_SIZE"]
-
-
 def growth(seeds):
-    """Print step time and peak memory at two doublings of each size, beside the operations."""
+    """Print step time and peak memory at two doublings of each size, beside the operations. A token
+    costs 6 a matrix weight, 2 forward and 4 backward, and 12TC a layer for attention's scores and
+    sums, as if without the causal mask."""
+
+    def operations(N_LAYER, N_EMBD, BLOCK_SIZE, BATCH_SIZE, **_):
+        weights = 12 * N_LAYER * N_EMBD**2 + 65 * N_EMBD  # the head; the embedding is a look-up
+        return (6 * weights + 12 * N_LAYER * BLOCK_SIZE * N_EMBD) * BLOCK_SIZE * BATCH_SIZE
 
     def measure(case, seed):
         given = f"now/gpt.py --device cpu --sample 0 --steps 2 {case}"
         return call("now", step_time, case, seed, COUNT), process(*given.split())[2]
 
-    work = {"": operations(gpt.FULL)}
+    work = {"": operations(**gpt.FULL)}
     for flag in ("BLOCK_SIZE", "N_EMBD", "N_LAYER", "BATCH_SIZE"):
-        for size in (2 * gpt.FULL[flag], 4 * gpt.FULL[flag]):
-            work[f"--{flag.lower()} {size}"] = operations(gpt.FULL | {flag: size})
+        for times in (2, 4):
+            sizes = gpt.FULL | {flag: times * gpt.FULL[flag]}
+            work[f"--{flag.lower()} {sizes[flag]}"] = operations(**sizes)
     results = rounds(measure, work, seeds)
     rows = [["by the default's", "ms a step", "times", "operations", "peak MiB"]]
     for case in work:
@@ -341,8 +333,8 @@ def long(recipe):
 
 if __name__ == "__main__":
     parts = ["step", *RECIPES, "whole", "sample"]
-    how = dict(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser = argparse.ArgumentParser(**how)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     choices = ["table", *parts, "deletions", "growth", "long"]
     parser.add_argument("part", nargs="?", default="table", choices=choices)
     parser.add_argument("--before", metavar="COMMIT", help="of this project, for the table")
@@ -357,8 +349,8 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         lay_out(folder, args.before, args.nanogpt)
         os.chdir(folder)
-        print(f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}", end=", ")
-        print(f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the start")
+        print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads", end=", ")
+        print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f} at the start")
         if args.part in ("deletions", "growth"):
             globals()[args.part](seeds)
         elif args.part == "long":

@@ -92,14 +92,14 @@ def test_attention_layer_is_torchs_multihead_attention(flags, n_head, bias, caus
     same(ours(x), theirs(x, x, x, attn_mask=mask)[0])
 
 
-@pytest.mark.parametrize("n_layer", [1, 3])
+@pytest.mark.parametrize("n_layer, length", [(1, S), (3, S), (2, 5)])
 @pytest.mark.parametrize("bias, flash, pre_norm", ON_OFF[3])
-def test_model_is_torchs_encoder(flags, n_layer, bias, flash, pre_norm):
+def test_model_is_torchs_encoder(flags, n_layer, bias, flash, pre_norm, length):
     """Embedding, N_LAYER of nn.TransformerEncoderLayer with the same weights, norm and head."""
     flags(ROTARY=False, N_LAYER=n_layer, BIAS=bias, FLASH=flash, PRE_NORM=pre_norm)
-    model, text = build(), ids(B, S)
-    mask = nn.Transformer.generate_square_subsequent_mask(S)
-    x = model.wte(text) + model.wpe(torch.arange(S))
+    model, text = build(), ids(B, length)
+    mask = nn.Transformer.generate_square_subsequent_mask(length)
+    x = model.wte(text) + model.wpe(torch.arange(length))
     for one, two in zip(model.layers[::2], model.layers[1::2], strict=True):
         how = dict(norm_first=pre_norm, activation="gelu", batch_first=True, dropout=0, bias=bias)
         theirs = nn.TransformerEncoderLayer(C, gpt.N_HEAD, 4 * C, **how)

@@ -68,6 +68,11 @@ def test_models_of_other_flags_are_sampled_in_turn(text, capsys):
     for model, vocab, sample in made + made[::-1]:
         assert gpt.sample(model, vocab, "") == sample
     assert len({sample for _, _, sample in made}) == 3
+    for model, vocab, _ in made:
+        lengths = []
+        model.register_forward_pre_hook(lambda _, args, seen=lengths: seen.append(args[0].size(1)))
+        gpt.sample(model, vocab, 3 * "to be ")  # longer than any context
+        assert set(lengths) == {model.flags["BLOCK_SIZE"]}
 
 
 def test_a_notebook(text, monkeypatch):
