@@ -16,7 +16,7 @@ are taken within each round. It needs `pip install -e .` and Linux or macOS, rea
 current folder (fetched if missing) and writes only to a temporary folder.
 
 Training is `python gpt.py` itself, not a line of it replaced: a hook of PyTorch after each
-optimizer step reads the clock, evaluates at the marks with the clock stopped, and ends it as by Ctrl-C.
+optimizer step reads the clock, evaluates with the clock stopped, and ends it as by Ctrl-C.
 nanoGPT runs its README's recipe for a CPU, in float32; its times and losses are those of its log.
 Its prepare.py and sample.py import other packages, so what they do is done here. Its whole run does
 not sample; ours does.
@@ -274,7 +274,7 @@ def table(parts, seeds, before, peer):
             values[who] += [figure[key] for figure in figures if key in figure]
         ratios = []
         for a, b in (("now", "before"), (above, below)):
-            both = values[a] and values[b]
+            both = values[a] and values[b] and np.isfinite(values[a] + values[b]).all()
             ratios.append(spread(np.divide(values[a], values[b])) if both else "")
         rows.append([name, *map(spread, values.values()), *ratios, f"{above}/{below}", goal])
     show([row for row in rows if row[1]])

@@ -16,7 +16,7 @@ from test_command import runs, start, table
 import gpt
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
 
 
 def begin(*args):
@@ -117,16 +117,36 @@ def test_ctrl_c_while_the_checkpoint_is_written_writes_it_again(text, monkeypatc
 
 
 # Two at once.
+TWO = f"""
+import os, sys, gpt
+os.mkdir(sys.argv[1])
+while not (os.path.exists("1") and os.path.exists("2")):
+    pass
+for _ in range(8):
+    gpt.main(**{TINY}, SEED=int(sys.argv[1]))
+"""
+
+
 def test_two_runs_at_once_lose_no_line(text):
-    code = "import sys, gpt\nfor _ in range(8): gpt.main(**{}, SEED=int(sys.argv[1]))"
-    code = code.format(TINY | {"SAMPLE": 1})
-    env = ENV | {"PYTHONPATH": str(SCRIPT.parent)}
-    quiet = dict(env=env, stdout=subprocess.DEVNULL)
-    both = [subprocess.Popen([sys.executable, "-c", code, seed], **quiet) for seed in "12"]
-    assert [process.wait() for process in both] == [0, 0]
+    quiet = dict(env=ENV | {"PYTHONPATH": str(SCRIPT.parent)}, stdout=subprocess.DEVNULL)
+    both = [subprocess.Popen([sys.executable, "-c", TWO, seed], **quiet) for seed in "12"]
+    assert [process.wait(120) for process in both] == [0, 0]
     seeds = [run["seed"] for run in runs()]
     assert seeds.count(1) == seeds.count(2) == 8 and len(seeds) == 16
-    assert sorted(os.listdir()) == ["gpt.pt", "input.txt", "runs.jsonl"] and sampled()
+    assert sorted(os.listdir()) == ["1", "2", "gpt.pt", "input.txt", "runs.jsonl"] and sampled()
+
+
+def test_a_line_that_another_run_writes_meanwhile_stays(text, monkeypatch):
+    real = json.dumps
+
+    def dumps(run):
+        with open("runs.jsonl", "a") as other:
+            other.write("{}\n")
+        return real(run)
+
+    monkeypatch.setattr(json, "dumps", dumps)
+    gpt.main(**TINY)
+    assert [len(run) > 0 for run in runs()] == [False, True]
 
 
 def test_runs_go_on_after_a_half_written_line(text):
