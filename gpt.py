@@ -130,9 +130,7 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(N_EMBD, 3 * N_EMBD if QUERY_KEY else N_EMBD, bias=BIAS)
         self.c_proj = nn.Linear(N_EMBD, N_EMBD, bias=BIAS) if PROJECTION else nn.Identity()
         if POSITION and ROTARY:
-            frequency = 10000 ** (
-                -torch.arange(0, N_EMBD // N_HEAD, 2) * N_HEAD / N_EMBD
-            )  # (D / 2)
+            frequency = 1e4 ** (-torch.arange(0, N_EMBD // N_HEAD, 2) * N_HEAD / N_EMBD)  # (D / 2)
             angle = torch.outer(torch.arange(BLOCK_SIZE), frequency)  # (T, D / 2)
             self.register_buffer("rotation", torch.exp(1j * angle), persistent=False)
 
@@ -333,9 +331,9 @@ def main(**flags):
     if STEPS == 0:
         try:
             flags, vocab, weights = torch.load(CHECKPOINT, DEVICE)
+            globals().update(flags)
         except Exception as error:
-            require(False, f"CHECKPOINT={CHECKPOINT!r}: {error}; python gpt.py makes one")
-        globals().update(flags)
+            require(False, f"{CHECKPOINT=}: {type(error).__name__}; python gpt.py makes one")
         model = GPT(len(vocab)).to(DEVICE)
         model.load_state_dict(weights)
         print(sample(model, vocab, PROMPT))
@@ -348,7 +346,7 @@ def main(**flags):
     torch.set_float32_matmul_precision("high")  # TF32, where a GPU has it
     torch.manual_seed(SEED)
     model = GPT(len(vocab)).to(DEVICE)
-    differs = [f"{flag}={value!r}" for flag, value in model.flags.items() if value != FULL[flag]]
+    differs = [f"{flag}={KINDS[flag](x)!r}" for flag, x in model.flags.items() if x != FULL[flag]]
     run = dict(name=" ".join(differs) or "full", seed=SEED, flags=model.flags, code=CODE)
     run |= dict(data=hashlib.sha256(text.encode()).hexdigest()[:8], torch=torch.__version__)
     run |= dict(params=sum(p.numel() for p in model.parameters()), started=time.time())
