@@ -105,8 +105,8 @@ def encode(text, vocab):
 def rotate(x, rotation):
     """Turn the channel pairs of x (B, H, T, D). Su et al. 2021, https://arxiv.org/abs/2104.09864"""
     pairs = torch.view_as_complex(x.float().unflatten(3, (-1, 2)))  # (B, H, T, D / 2)
-    turned = pairs * rotation[: x.size(-2)]  # (B, H, T, D / 2)
-    return torch.view_as_real(turned).flatten(-2).type_as(x)  # (B, H, T, D)
+    turned = pairs * rotation[: x.size(2)]  # (B, H, T, D / 2)
+    return torch.view_as_real(turned).flatten(3).type_as(x)  # (B, H, T, D)
 
 
 def attention(q, k, v):
@@ -211,7 +211,8 @@ def evaluate(model, ids):
     """Mean cross-entropy in nats a character over the whole windows of ids (N,), at most 2**17."""
     model.eval()
     losses = []
-    for window in ids[: 2**17].unfold(0, BLOCK_SIZE + 1, BLOCK_SIZE).split(32):
+    size = model.flags["BLOCK_SIZE"]
+    for window in ids[: 2**17].unfold(0, size + 1, size).split(32):
         logits = model(window[:, :-1])  # (B, T, V)
         losses.append(F.cross_entropy(logits.mT, window[:, 1:], reduction="none"))
     model.train()
@@ -227,10 +228,10 @@ def train(model, train_ids, val_ids, vocab):
     best = copy.deepcopy(model)
     generator = torch.Generator(DEVICE).manual_seed(SEED)
     windows = train_ids.unfold(0, BLOCK_SIZE + 1, 1)  # (N - T, T + 1): every text to train on
-    losses, curve = torch.zeros(50, device=DEVICE), []  # losses of the last 50 steps
+    losses, curve = torch.full([50], torch.nan, device=DEVICE), []  # losses of the last steps
 
     def look(step):
-        train_loss = losses.sum().item() / min(step, 50)
+        train_loss = losses.nanmean().item()
         val_loss = evaluate(smooth, val_ids)
         print(f"step {step}/{STEPS}  train {train_loss:.3f}  val {val_loss:.4f}")
         if val_loss < min([row[2] for row in curve], default=np.inf):
@@ -288,10 +289,10 @@ def compare(run):
         edited = "" if other["code"] == runs[0]["code"] else f" (edited code {other['code'][:4]})"
         losses.setdefault(other["name"] + edited, {})[other["seed"]] = other["val_loss"]
     rows = {name: np.array(list(seeds.values()), float) for name, seeds in losses.items()}
-    full = rows.get("full", np.array([np.nan]))
+    full = rows.get("full", [np.nan])
     print("\n    loss    cost  spread  seeds  name")
     for name, loss in sorted(rows.items(), key=lambda row: np.nan_to_num(row[1].mean(), nan=99)):
-        cost = loss.mean() - full.mean()
+        cost = loss.mean() - np.mean(full)
         spread = f"{np.ptp(loss):.3f}" if len(loss) > 1 else ""
         if 0 < abs(cost) < max(np.ptp(loss), np.ptp(full)):
             name += ", within the spread"

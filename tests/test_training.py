@@ -87,6 +87,7 @@ def test_of_a_long_text_evaluate_reads_the_first_2_17_characters(flags):
     flags(BLOCK_SIZE=256)
     torch.manual_seed(0)
     table, ids, given = nn.Embedding(V, V), torch.randint(V, [2**17 + 5000]), []
+    table.flags = {"BLOCK_SIZE": 256}
     table.register_forward_pre_hook(lambda _, args: given.append(args[0]))
     loss = gpt.evaluate(table, ids)
     read = torch.cat(given).flatten()
@@ -404,7 +405,7 @@ def test_a_run_that_diverges_goes_on_to_its_end_and_keeps_what_was_best(flags, r
     flags(NORM=False, OPTIMIZER="sgd", LEARNING_RATE=rate, STEPS=10, AVERAGE=False)
     model, best, curve = train()
     assert [row[0] for row in curve] == list(range(1, 11))
-    assert isnan(curve[-1][1]) and isnan(curve[-1][2])
+    assert isnan(curve[-1][2])
     assert isfinite(curve[0][2]) == good == Path(gpt.CHECKPOINT).exists()
     if good:
         finite = [row[2] for row in curve if isfinite(row[2])]
