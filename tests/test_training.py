@@ -497,9 +497,9 @@ def test_a_top_k_of_0_or_more_than_the_vocabulary_is_all(flags):
 def test_context_is_cropped_to_the_block_size_of_the_model(flags):
     flags(ROTARY=False, SAMPLE=20)
     model, prompt = build(), "".join(VOCAB[i] for i in TRAIN[:30])
-    flags(BLOCK_SIZE=3, SAMPLE=20)
-    long = gpt.sample(model, VOCAB, prompt)
     flags(BLOCK_SIZE=99, SAMPLE=20)
+    long = gpt.sample(model, VOCAB, prompt)
+    flags(BLOCK_SIZE=3, SAMPLE=20)
     assert long[22:] == gpt.sample(model, VOCAB, prompt[22:]) and long[:30] == prompt
 
 
