@@ -1,6 +1,6 @@
 """Train the full model and every deletion, several seeds each, and print one table of them all.
 
-    python tests/deletions.py                       a seed each: about 20 minutes on two cores
+    python tests/deletions.py                       a seed each
     python tests/deletions.py --seeds 3             seeds 1, 2 and 3
     python tests/deletions.py --steps 500 --n-embd 32    all other flags go to every run
     python tests/deletions.py --ladder              from the bigram to the GPT in nine runs instead

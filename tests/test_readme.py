@@ -47,26 +47,25 @@ def test_the_readme_has_at_most_2000_words_outside_its_code():
     assert 500 < len(words) <= 2000
 
 
-@pytest.mark.parametrize("code", CODE, ids=range(len(CODE)))
-def test_each_python_block_runs_alone(code, text, monkeypatch, capsys):
+@pytest.fixture
+def trained(text, monkeypatch):
+    """A folder with a text and the tiny model trained on it, in gpt.pt."""
     monkeypatch.syspath_prepend(ROOT)
     for flag, value in TINY.items():
         monkeypatch.setattr(gpt, flag, value)
     Path("input.txt").write_text("But, soft! what light " + words() + "ROMEO:", "utf-8")
     monkeypatch.setattr(gpt, "BLOCK_SIZE", 32)
     gpt.main()  # leaves gpt.pt
+
+
+@pytest.mark.parametrize("code", CODE, ids=range(len(CODE)))
+def test_each_python_block_runs_alone(code, trained, capsys):
     before = code.replace("STEPS=300", "STEPS=3")
     exec(compile(before, "README.md", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out
 
 
-def test_all_python_blocks_run_in_order(text, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
-    for flag, value in TINY.items():
-        monkeypatch.setattr(gpt, flag, value)
-    Path("input.txt").write_text("But, soft! what light " + words() + "ROMEO:", "utf-8")
-    monkeypatch.setattr(gpt, "BLOCK_SIZE", 32)
-    gpt.main()  # leaves gpt.pt
+def test_all_python_blocks_run_in_order(trained):
     room = {"__name__": "readme"}
     for code in CODE:
         exec(compile(code.replace("STEPS=300", "STEPS=3"), "README.md", "exec"), room)
