@@ -110,7 +110,8 @@ def rotate(x, rotation):
 
 
 def attention(q, k, v):
-    """softmax(QKᵀ/√D)·V, all (B, H, T, D). Vaswani et al. 2017, https://arxiv.org/abs/1706.03762"""
+    """softmax(QKᵀ/√D)·V, all (B, H, T, D); the plain mean of V without QUERY_KEY (q, k None).
+    Vaswani et al. 2017, https://arxiv.org/abs/1706.03762"""
     scale = v.size(-1) ** -0.5 if SCALE else 1.0
     if FLASH and QUERY_KEY:
         return F.scaled_dot_product_attention(q, k, v, is_causal=CAUSAL, scale=scale)
@@ -208,7 +209,7 @@ class GPT(nn.Module):
 # 4. Training.
 @torch.no_grad()
 def evaluate(model, ids):
-    """Mean cross-entropy in nats a character over the whole windows of ids (N,), at most 2**17."""
+    """Mean cross-entropy in nats a character over the whole windows of ids (N,) or of 2**17."""
     model.eval()
     losses = []
     size = model.flags["BLOCK_SIZE"]
@@ -220,7 +221,8 @@ def evaluate(model, ids):
 
 
 def train(model, train_ids, val_ids, vocab):
-    """Returns the best model by validation loss and rows [step, train loss, validation loss]."""
+    """Train until STEPS or Ctrl-C. Returns the model of the lowest validation loss, in
+    CHECKPOINT too, and ten rows [step, train loss, validation loss], nan from where it diverged."""
     make, rate = (torch.optim.AdamW, 3e-3) if OPTIMIZER == "adamw" else (torch.optim.SGD, 0.5)
     rate = LEARNING_RATE or rate * (64 / N_EMBD) ** 0.5
     optimizer = make(model.parameters(), rate, fused=True)
