@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import io
 import json
+import linecache
 import os
 import re
 import runpy
@@ -249,6 +250,7 @@ def test_a_new_flag_is_a_line_in_the_switchboard_and_one_where_it_acts(text):
 
 def test_a_bug_in_the_code_shows_its_traceback_and_line(text):
     file = edit(("scores = q @ k.mT * scale", "scores = q @ k * scale"))
+    linecache.clearcache()  # other tests ran other files of this name in this process
     status, out, err = start(*TINY_ARGS, "--no-flash", file=file)
     line = 1 + Path(file).read_text("utf-8").splitlines().index(
         "        scores = q @ k * scale  # (B, H, T, T)"
