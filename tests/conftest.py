@@ -52,6 +52,12 @@ def words(n=2000, seed=0):
     return text[:n]
 
 
+def everything():
+    """The files of this folder and what a write would change."""
+    stats = {path: path.lstat() for path in [Path(), *Path().rglob("*")]}
+    return {path: (s.st_ino, s.st_mode, s.st_size, s.st_mtime_ns) for path, s in stats.items()}
+
+
 @pytest.fixture
 def text(tmp_path, monkeypatch):
     """An empty folder to stand in, with a text of 2,000 characters in input.txt; returns it."""

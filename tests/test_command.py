@@ -19,7 +19,7 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import SCRIPT, TINY, TINY_ARGS, words
+from conftest import SCRIPT, TINY, TINY_ARGS, everything, words
 
 import gpt
 
@@ -382,12 +382,6 @@ def test_a_checkpoint_is_replaced_only_when_the_new_one_is_whole(text, monkeypat
     with pytest.raises(OSError, match="disk full"):
         gpt.main(SEED=2)
     assert Path("gpt.pt").read_bytes() == whole
-
-
-def everything():
-    """The files of this folder and what a write would change."""
-    stats = {path: path.lstat() for path in [Path(), *Path().rglob("*")]}
-    return {path: (s.st_ino, s.st_mode, s.st_size, s.st_mtime_ns) for path, s in stats.items()}
 
 
 def test_sampling_takes_flags_and_vocabulary_from_the_checkpoint_and_writes_nothing(text):

@@ -11,7 +11,7 @@ from pydoc_data.topics import topics
 
 import pytest
 import torch
-from conftest import SCRIPT, TINY, words
+from conftest import SCRIPT, TINY, everything, words
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,14 +73,14 @@ def test_a_bad_input_txt_is_an_error_and_is_not_replaced(content, text, monkeypa
         path.symlink_to("nowhere")
     else:
         path.write_bytes(content)
-    before = path.lstat()
+    before = everything()
     monkeypatch.setattr(gpt, "URL", "http://127.0.0.1:9/")
     with pytest.raises(SystemExit) as end:
         gpt.main(**TINY)
     out, err = capsys.readouterr()
     assert end.value.code == 2 and out == "" and err.count("\n") == 1
     assert err.startswith("gpt.py: error: DATA='input.txt': ")
-    assert path.lstat() == before and list(Path().iterdir()) == [path]
+    assert everything() == before
 
 
 @pytest.mark.parametrize("name", ["inptu.txt", "./input.txt", "folder/input.txt", "Input.txt"])
