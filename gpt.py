@@ -103,10 +103,11 @@ def encode(text, vocab):
 
 # 3. The model: B texts, T characters, C channels, H heads of D = C / H channels, V characters.
 def rotate(x, rotation):
-    """Turn the channel pairs of x (B, H, T, D). Su et al. 2021, https://arxiv.org/abs/2104.09864"""
-    pairs = torch.view_as_complex(x.float().unflatten(3, (-1, 2)))  # (B, H, T, D / 2)
-    turned = pairs * rotation[: x.size(2)]  # (B, H, T, D / 2)
-    return torch.view_as_real(turned).flatten(3).type_as(x)  # (B, H, T, D)
+    """Turn the channel pairs of q and k, stacked in x (2, B, H, T, D).
+    Su et al. 2021, https://arxiv.org/abs/2104.09864"""
+    pairs = torch.view_as_complex(x.float().unflatten(4, (-1, 2)))  # (2, B, H, T, D / 2)
+    turned = pairs * rotation[: x.size(3)]  # (2, B, H, T, D / 2)
+    return torch.view_as_real(turned).flatten(4).type_as(x)  # (2, B, H, T, D)
 
 
 def attention(q, k, v):
@@ -140,8 +141,7 @@ class Attention(nn.Module):
         heads = heads.permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
         q, k, v = heads if QUERY_KEY else (None, None, heads[0])  # (B, H, T, D)
         if QUERY_KEY and POSITION and ROTARY:
-            q = rotate(q, self.rotation)  # (B, H, T, D)
-            k = rotate(k, self.rotation)  # (B, H, T, D)
+            q, k = rotate(heads[:2], self.rotation)  # (B, H, T, D)
         y = attention(q, k, v)  # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
 
@@ -213,7 +213,7 @@ def evaluate(model, ids):
     model.eval()
     losses = []
     size = model.flags["BLOCK_SIZE"]
-    for window in ids[: 2**17].unfold(0, size + 1, size).split(32):
+    for window in ids[: 2**17].unfold(0, size + 1, size).split(8):
         logits = model(window[:, :-1])  # (B, T, V)
         losses.append(F.cross_entropy(logits.mT, window[:, 1:], reduction="none"))
     model.train()
