@@ -4,6 +4,7 @@
     python tests/deletions.py --seeds 3             seeds 1, 2 and 3
     python tests/deletions.py --steps 500 --n-embd 32    all other flags go to every run
     python tests/deletions.py --ladder              from the bigram to the GPT in nine runs instead
+    python tests/deletions.py --other-way   twice each size, ReLU and post-norm instead
     python tests/deletions.py --plot curves.png     draw what runs.jsonl holds; train nothing
     python tests/deletions.py --ladder --plot ladder.png    its nine rungs alone
 
@@ -51,6 +52,15 @@ for title, added in {
 }.items():
     off = {flag: value for flag, value in off.items() if flag not in added}
     LADDER[title] = off
+
+OTHER_WAY = {
+    "full": {},
+    "twice the width": {"N_EMBD": 2 * gpt.FULL["N_EMBD"]},
+    "twice the layers": {"N_LAYER": 2 * gpt.FULL["N_LAYER"]},
+    "twice the context": {"BLOCK_SIZE": 2 * gpt.FULL["BLOCK_SIZE"]},
+    "ReLU": {"GELU": False},
+    "post-norm": {"PRE_NORM": False},
+}
 
 SIZES = ["N_EMBD", "BLOCK_SIZE", "BATCH_SIZE"]
 KEYS = {"name", "seed", "flags", "code", "data", "steps", "val_loss", "curve", "seconds"}
@@ -115,19 +125,22 @@ def climb(done, given):
             before = loss
 
 
-def curves(ladder):
+def curves(chosen):
     """Of the runs that can be compared, those of which runs.jsonl holds most: what they share, how
-    many seeds, and of each name its steps and its mean losses."""
-    rungs = {name(gpt.FULL | off): title for title, off in LADDER.items()}
+    many seeds, and of each name its steps and its mean losses. Those of LADDER or OTHER_WAY alone
+    under their titles, or else all of one size but the ladder's."""
+    rungs = {name(gpt.FULL | off): title for title, off in (chosen or LADDER).items()}
     groups = {}
     for run in recorded():
         flags = gpt.FULL | run["flags"]
         sizes = {flag: flags[flag] for flag in SIZES}
-        part = name(flags | {flag: gpt.FULL[flag] for flag in SIZES})
-        if part in rungs if ladder else part in map(name, CUTS) or part not in rungs:
+        if chosen is OTHER_WAY:
+            sizes = {}
+        part = name(flags | {flag: gpt.FULL[flag] for flag in sizes})
+        if part in rungs if chosen else part in map(name, CUTS) or part not in rungs:
             key = run["data"], run["code"], run["steps"], name(sizes)
             rows = {step: loss for step, _, loss in run["curve"]}
-            groups.setdefault(key, {})[rungs[part] if ladder else part, run["seed"]] = rows
+            groups.setdefault(key, {})[rungs[part] if chosen else part, run["seed"]] = rows
     if not groups:
         raise ValueError("runs.jsonl holds no such run; train one, without --plot")
     key, group = max(reversed(groups.items()), key=lambda item: len(item[1]))
@@ -140,16 +153,16 @@ def curves(ladder):
     return key, len({seed for _, seed in group}), means
 
 
-def plot(path, ladder):
+def plot(path, chosen):
     """Draw the curves of runs.jsonl into the file path. Returns the figure."""
     from matplotlib.figure import Figure
 
-    (data, _, _, sizes), seeds, means = curves(ladder)
+    (data, _, _, sizes), seeds, means = curves(chosen)
     wild = {part for part, (_, losses) in means.items() if not np.isfinite(losses).all()}
     reads = {part for part in means if "CAUSAL=False" in part}
     shown = sorted(means.keys() - wild - reads, key=lambda part: means[part][1][-1])
-    if ladder:
-        colours = dict(zip(LADDER, RAINBOW, strict=True))
+    if chosen:
+        colours = dict(zip(chosen, RAINBOW, strict=False))
     else:  # the full model and the costliest deletions
         cuts = [part for part in shown if part != "full"][-len(COLOURS) :]
         colours = dict(zip(cuts, COLOURS, strict=False)) | {"full": BLUE}
@@ -189,6 +202,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser("deletions.py", argparse.SUPPRESS, allow_abbrev=False, **how)
     parser.add_argument("--seeds", type=int, default=1, help="of each, from --seed on [1]")
     parser.add_argument("--ladder", action="store_true", help="the nine rungs instead")
+    parser.add_argument(
+        "--other-way", action="store_true", help="twice each size, ReLU and post-norm"
+    )
     parser.add_argument("--plot", metavar="PATH", help="a picture of runs.jsonl; train nothing")
     for flag, kind in gpt.KINDS.items():
         if flag in gpt.FULL or flag in ("STEPS", "SEED", "DEVICE", "DATA"):
@@ -201,14 +217,17 @@ def main(argv=None):
         parser.error("--seeds and --steps must be 1 or more")
     if args.plot and given:
         parser.error("--plot trains nothing; leave gpt.py's flags out")
+    if args.ladder and args.other_way:
+        parser.error("--ladder or --other-way, not both")
+    chosen = LADDER if args.ladder else OTHER_WAY if args.other_way else {}
     if args.plot:
         try:
-            return plot(args.plot, args.ladder)
+            return plot(args.plot, chosen)
         except ImportError:
             parser.error("a picture needs matplotlib: pip install -e '.[plots]'")
         except (OSError, ValueError) as error:
             parser.error(str(error))
-    done = sweep(list(LADDER.values()) if args.ladder else CUTS, args.seeds, given)
+    done = sweep(list(chosen.values()) or CUTS, args.seeds, given)
     if args.ladder:
         climb(done, given)
     elif done:

@@ -193,6 +193,8 @@ def test_the_command_itself_and_ctrl_c(text):
         (["--plot=x.png", "--steps=9"], "--plot"),
         (["--plot=x.png"], "runs.jsonl"),
         (["--ladder", "--plot=x.png"], "runs.jsonl"),
+        (["--other-way", "--plot=x.png"], "runs.jsonl"),
+        (["--other-way", "--ladder"], "--ladder"),
     ],
     ids=str,
 )
@@ -289,10 +291,10 @@ def drawn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     extent = pytest.importorskip("matplotlib.text").Text.get_window_extent  # without its line
 
-    def draw(*records, ladder=False):
+    def draw(*records, option=None):
         written = [line if type(line) is str else json.dumps(line) for line in records]
         Path("runs.jsonl").write_text("\n".join(written) + "\n")
-        figure = deletions.main(["--plot=curves.png"] + ["--ladder"] * ladder)
+        figure = deletions.main(["--plot=curves.png"] + ([option] if option else []))
         assert Path("curves.png").read_bytes().startswith(b"\x89PNG")
         (axis,) = figure.axes
         figure.draw_without_rendering()
@@ -384,7 +386,7 @@ def test_the_ladder_alone_and_the_deletions_without_its_rungs(drawn):
     rungs = list(deletions.LADDER.items())
     runs = [record(3 - n / 500, **off) for n, (_, off) in enumerate(rungs)]  # ends lie together
     runs += [record(1.9, MLP=False), record(2.1, MLP=False, RESIDUAL=False)]
-    climbed = labels(drawn(*runs, ladder=True))
+    climbed = labels(drawn(*runs, option="--ladder"))
     assert sorted(climbed) == sorted(
         f"{3 - n / 500:.3f} {title}" for n, (title, _) in enumerate(rungs)
     )
@@ -394,7 +396,26 @@ def test_the_ladder_alone_and_the_deletions_without_its_rungs(drawn):
 
 def test_a_ladder_that_was_not_climbed_to_its_end(drawn):
     runs = [record(2.0, **off) for off in list(deletions.LADDER.values())[:3]]
-    assert len(labels(drawn(*runs, ladder=True))) == 3
+    assert len(labels(drawn(*runs, option="--ladder"))) == 3
+
+
+def test_the_other_way_in_one_picture_whatever_the_sizes(drawn):
+    ways = {"full": {}, "twice the width": {"N_EMBD": 128}, "twice the layers": {"N_LAYER": 6}}
+    ways |= {"twice the context": {"BLOCK_SIZE": 256}, "ReLU": {"GELU": False}}
+    ways |= {"post-norm": {"PRE_NORM": False}}
+    runs = [record(2 - n / 5, **flags) for n, flags in enumerate(ways.values())]
+    runs += [record(1.5, MLP=False), record(1.2, N_EMBD=256), record(1.1, N_EMBD=128, GELU=False)]
+    ends = labels(drawn(*runs, option="--other-way"))
+    assert sorted(ends) == sorted(f"{2 - n / 5:.3f} {title}" for n, title in enumerate(ways))
+
+
+def test_the_other_way_is_run_on_top_of_the_flags_given(text):
+    Path("input.txt").write_text(words(4000))
+    deletions.main([*ARGS, "--other-way", "--steps=2", "--n-layer=2"])
+    cuts = [{}, {"N_EMBD": 128}, {"N_LAYER": 6}, {"BLOCK_SIZE": 256}]
+    cuts += [{"GELU": False}, {"PRE_NORM": False}]
+    flags = [SMALL | {"N_LAYER": 2, "STEPS": 2} | cut for cut in cuts]
+    assert [run["name"] for run in lines()] == [deletions.name(gpt.FULL | each) for each in flags]
 
 
 def test_colours_are_read_on_white_and_on_black():
