@@ -6,6 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import deletions
 import pytest
 import torch
 from conftest import SCRIPT, TINY, words
@@ -111,9 +112,8 @@ def test_the_sentence_below_the_table(flag, first, monkeypatch, capsys):
 
 
 def test_the_shapes(capsys):
-    block("B = 4" if "B = 4" in "".join(CODE) else "one head's output")
-    printed = capsys.readouterr().out
-    assert "".join(f"    {line}\n" for line in printed.splitlines()) in README
+    block("one head's output")
+    assert f"```text\n{capsys.readouterr().out}```" in README
 
 
 def test_the_diagram_names_the_parts():
@@ -122,16 +122,45 @@ def test_the_diagram_names_the_parts():
         assert flag in diagram
 
 
-ROWS = re.findall(r"^\| `([A-Z_]+)=([^`]+)` \| ([\d,]+) \|", README, re.M)
+def test_the_deletion_table_is_complete_sorted_and_adds_up():
+    """Its rows are the runs of the sweep; each cost is a loss less the full model's."""
+    section = re.search(r"### What each part is worth\n(.+?)\n#", README, re.S)[1]
+    rows = re.findall(r"^\| `?([^|`]+?)`? \| ([\d.]+) \| ([-+\d.]*) \| ([\d.]+) \|", section, re.M)
+    names = [name for name, *_ in rows]
+    assert sorted(names) == sorted(deletions.name(gpt.FULL | cut) for cut in deletions.CUTS)
+    losses = {name: float(loss) for name, loss, _, _ in rows}
+    assert list(losses.values()) == sorted(losses.values())
+    for name, _, cost, _ in rows:
+        difference = losses[name] - losses["full"]
+        assert float(cost or 0) == pytest.approx(difference, abs=0.0011)
 
 
-@pytest.mark.parametrize("flag, value, params", ROWS)
-def test_parameters_of_the_tables(flag, value, params, monkeypatch):
-    assert flag in gpt.FULL
-    monkeypatch.setattr(gpt, flag, eval(value))
-    assert sum(p.numel() for p in gpt.GPT(65).parameters()) == int(params.replace(",", ""))
+def test_the_ladder_has_its_rungs_and_adds_up():
+    section = re.search(r"## From the bigram(.+?)\n## ", README, re.S)[1]
+    rows = re.findall(r"^\| [^|]+ \| (\d[\d.]+) \| ([-+\d.]*) \|", section, re.M)
+    assert len(rows) == len(deletions.LADDER)
+    for (before, _), (loss, change) in zip(rows, rows[1:], strict=False):
+        assert float(change) == pytest.approx(float(loss) - float(before), abs=0.0011)
 
 
-def test_the_deletion_table_is_complete():
-    left = {"LEARNING_RATE", "DROPOUT", "BFLOAT16", "BATCH_SIZE", "BLOCK_SIZE", "N_EMBD"}
-    assert set(gpt.FULL) - {flag for flag, _, _ in ROWS} == left
+def test_the_commands_of_the_rungs_are_the_ladder():
+    section = re.search(r"## From the bigram(.+?)\n## ", README, re.S)[1]
+    commands = re.findall(r"^python gpt\.py --steps 1000(.*)$", section, re.M)
+    rungs = []
+    for command in commands:
+        off = re.findall(r"--no-([a-z-]+)", command)
+        sizes = re.findall(r"--(n-[a-z]+) (\d)", command)
+        flags = dict.fromkeys(off, False) | {flag: int(value) for flag, value in sizes}
+        rungs.append({flag.replace("-", "_").upper(): value for flag, value in flags.items()})
+    assert rungs == list(deletions.LADDER.values())
+
+
+def test_the_other_way_is_measured_against_the_same_seed():
+    section = re.search(r"### The other way\n(.+?)\n#", README, re.S)[1]
+    full = float(re.search(r"that seed \(([\d.]+)\)", section)[1])
+    row = r"^\| `([A-Z_]+)=(\d+)` \| ([^|]+) \| ([\d.]+) \| ([-+\d.]+) \|"
+    rows = re.findall(row, section, re.M)
+    assert len(rows) == 3
+    for flag, value, title, loss, cost in rows:
+        assert deletions.OTHER_WAY[title] == {flag: int(value)}
+        assert float(cost) == pytest.approx(float(loss) - full, abs=0.0011)
