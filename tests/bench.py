@@ -4,12 +4,9 @@
     python tests/bench.py --before COMMIT      the same beside that commit's gpt.py
     python tests/bench.py --nanogpt PATH       the same beside a checkout of nanoGPT
     python tests/bench.py step                 one part: step, float32, bfloat16, whole or sample
-    python tests/bench.py deletions            milliseconds a step without each part of the model
-    python tests/bench.py growth               how cost grows with each size
+    python tests/bench.py deletions            a step without each part, and with twice each size
     python tests/bench.py long --seconds 900   a long run: its curve, its best loss and a sample
     python tests/bench.py long --recipe "..."  the same with other flags of gpt.py
-    python tests/bench.py ... --seeds 5        so many rounds, a seed each (else 3)
-    python tests/bench.py ... --quick          does the script work? Its numbers mean nothing
 
 It asserts nothing. All but long runs in processes of their own, in turn, round by round, and ratios
 are taken within each round. It needs `pip install -e .` and Linux or macOS, reads input.txt in the
@@ -281,44 +278,20 @@ def table(parts, seeds, before, peer):
 
 
 def deletions(seeds):
-    """Print the step time with each deletion alone, by the full model's in the same round."""
-    parts = [flag for flag, value in gpt.FULL.items() if value is True]
-    cases = ["--no-" + part.lower().replace("_", "-") for part in parts]
-    cases += ["", "--n-head 1", "--n-layer 1", "--n-layer 0", "--optimizer sgd"]
+    """Print the time of a step of each deletion alone, and of twice each size, by the full model's
+    in the same round."""
+    cases = ["", "--n-head 1", "--n-layer 1", "--n-layer 0", "--optimizer sgd"]
+    for flag, value in gpt.FULL.items():
+        option = flag.lower().replace("_", "-")
+        if value is True:
+            cases.append(f"--no-{option}")
+        elif flag in ("N_LAYER", "N_EMBD", "BLOCK_SIZE", "BATCH_SIZE"):
+            cases.append(f"--{option} {2 * value}")
     ms = rounds(lambda case, seed: call("now", step_time, case, seed, COUNT), cases, seeds)
     ratio = {case: np.median(np.divide(ms[case], ms[""])) for case in cases}
-    rows = [["deletion", "ms a step", "ratio", ""]]
+    rows = [["flags", "ms a step", "ratio"]]
     for case in sorted(cases, key=ratio.get):
-        slow = "slower by more than a tenth" if ratio[case] > 1.1 else ""
-        rows.append([case or "the full model", spread(ms[case]), f"{ratio[case]:.2f}", slow])
-    show(rows)
-
-
-def growth(seeds):
-    """Print step time and peak memory at two doublings of each size, beside the operations. A token
-    costs 6 a matrix weight, 2 forward and 4 backward, and 12TC a layer for attention's scores and
-    sums, as if without the causal mask."""
-
-    def operations(N_LAYER, N_EMBD, BLOCK_SIZE, BATCH_SIZE, **_):
-        weights = 12 * N_LAYER * N_EMBD**2 + 65 * N_EMBD  # the head; the embedding is a look-up
-        return (6 * weights + 12 * N_LAYER * BLOCK_SIZE * N_EMBD) * BLOCK_SIZE * BATCH_SIZE
-
-    def measure(case, seed):
-        given = f"now/gpt.py --device cpu --sample 0 --steps 2 {case}"
-        return call("now", step_time, case, seed, COUNT), process(*given.split())[2]
-
-    work = {"": operations(**gpt.FULL)}
-    for flag in ("BLOCK_SIZE", "N_EMBD", "N_LAYER", "BATCH_SIZE"):
-        for times in (2, 4):
-            sizes = gpt.FULL | {flag: times * gpt.FULL[flag]}
-            work[f"--{flag.lower()} {sizes[flag]}"] = operations(**sizes)
-    results = rounds(measure, work, seeds)
-    rows = [["by the default's", "ms a step", "times", "operations", "peak MiB"]]
-    for case in work:
-        ms, peak = zip(*results[case], strict=True)
-        times = np.median(ms) / np.median(results[""], 0)[0]
-        ratios = [f"{times:.2f}", f"{work[case] / work['']:.2f}"]
-        rows.append([case or "default", spread(ms), *ratios, spread(peak)])
+        rows.append([case or "the full model", spread(ms[case]), f"{ratio[case]:.2f}"])
     show(rows)
 
 
@@ -335,14 +308,14 @@ if __name__ == "__main__":
     parts = ["step", *RECIPES, "whole", "sample"]
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    choices = ["table", *parts, "deletions", "growth", "long"]
+    choices = ["table", *parts, "deletions", "long"]
     parser.add_argument("part", nargs="?", default="table", choices=choices)
     parser.add_argument("--before", metavar="COMMIT", help="of this project, for the table")
     parser.add_argument("--nanogpt", metavar="PATH", help="a checkout of nanoGPT, for the table")
     parser.add_argument("--seeds", type=int, help="rounds, a seed each [3; with --quick 1]")
     parser.add_argument("--seconds", type=float, help=f"of training in long [{SECONDS}]")
     parser.add_argument("--recipe", default=LONG, help="flags of gpt.py in long [%(default)s]")
-    parser.add_argument("--quick", action="store_true", help="seconds, not minutes")
+    parser.add_argument("--quick", action="store_true", help="seconds, not minutes: does it work?")
     args = parser.parse_args()
     globals().update(QUICK if args.quick else {})
     SECONDS, seeds = args.seconds or SECONDS, args.seeds or (1 if args.quick else 3)
@@ -351,8 +324,8 @@ if __name__ == "__main__":
         os.chdir(folder)
         print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads", end=", ")
         print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f} at the start")
-        if args.part in ("deletions", "growth"):
-            globals()[args.part](seeds)
+        if args.part == "deletions":
+            deletions(seeds)
         elif args.part == "long":
             long(args.recipe)
         else:
