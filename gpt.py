@@ -42,7 +42,7 @@ SCALED_INIT = True  # off: every matrix starts at N(0, 0.02²) and training stal
 FLASH = True  # off: softmax(QKᵀ/√D)·V written out, with the same numbers
 BIAS = False  # on: every linear layer and norm adds a vector, as in GPT-2
 DROPOUT = 0.0  # the share of each layer's output that is zeroed in training, 0 to 1
-N_EMBD = 64  # channels of each character's vector, a multiple of N_HEAD
+N_EMBD = 64  # channels of each character's vector, a multiple of 2 * N_HEAD
 BLOCK_SIZE = 128  # characters of context
 BATCH_SIZE = 8  # texts in a step
 LEARNING_RATE = 0.0  # constant; 0: the optimizer's own best
@@ -254,7 +254,7 @@ def train(model, train_ids, val_ids, vocab):
             loss.backward()
             optimizer.step()
             losses[step % 50] = loss.detach()
-            if AVERAGE:  # step n has weighed about n^15; https://arxiv.org/abs/1212.1824
+            if AVERAGE:  # step n weighs about n^15; https://arxiv.org/abs/1212.1824
                 for mean, weight in zip(smooth.parameters(), model.parameters(), strict=True):
                     mean.data.lerp_(weight.data, 16 / (step + 15))
             if 10 * step % STEPS < 10:
@@ -345,7 +345,7 @@ def main(**flags):
     vocab = "".join(sorted(set(text)))
     train_ids, val_ids = encode(text, vocab).to(DEVICE).tensor_split([len(text) * 9 // 10])
     require(len(val_ids) > BLOCK_SIZE, f"DATA={DATA!r}: too short for BLOCK_SIZE={BLOCK_SIZE}")
-    encode(PROMPT, vocab)
+    encode(PROMPT, vocab)  # a character that is not in the text ends the run before training
     torch.set_float32_matmul_precision("high")  # TF32, where a GPU has it
     torch.manual_seed(SEED)
     model = GPT(len(vocab)).to(DEVICE)

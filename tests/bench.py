@@ -43,8 +43,8 @@ TARGET, LONG_TARGET = 1.88, 1.4697  # losses to reach: nanoGPT's on a CPU, and i
 SMALL = "--n-layer 2 --block-size 64 --batch-size 16"
 RECIPES = {"float32": SMALL, "bfloat16": SMALL + " --bfloat16 --no-flash"}
 LONG = (
-    "--n-embd 160 --n-layer 4 --n-head 5 --block-size 256 --batch-size 16 --dropout 0.15"
-    " --learning-rate 2e-3 --bfloat16 --no-flash"
+    "--n-embd 160 --n-layer 4 --n-head 5 --block-size 256 --batch-size 8 --dropout 0.15"
+    " --learning-rate 1.5e-3 --bfloat16 --no-flash"
 )
 NANOGPT = (
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1"
