@@ -1,18 +1,17 @@
-"""--mine PATH checks a reader's own attention, MultiHead and Block. Without it right answers, each
-written differently, pass all checks, and of the many wrong ones each fails the check meant for it.
-"""
+"""The checks of tests/lab/mine.py: right answers, each written differently, pass all of them, and
+of the many wrong ones each fails the check meant for it. Then the command, as a reader types it."""
 
 import inspect
-import os
-import re
 import subprocess
 import sys
 from functools import partial
+from math import inf
+from multiprocessing import Pipe
 from pathlib import Path
 
+import mine
 import pytest
 import torch
-from mine import CHECKS, MultiHead, load, mistake, praise, product
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,6 +19,14 @@ import gpt
 
 
 # 1. Right answers.
+def product(q, k, v, scale=lambda q: q.size(3) ** -0.5, mask=lambda x: x.triu(1), weigh=None):
+    """Attention in two matrix products, right unless told otherwise."""
+    scores = q @ k.mT * scale(q)
+    scores = scores.masked_fill(mask(torch.ones(scores.shape[-2:])).bool(), -inf)
+    w = weigh(scores) if weigh else scores.softmax(-1)
+    return w @ v
+
+
 def loops(q, k, v):
     """Attention in two loops, over the queries and the keys that each sees: right and slow."""
     result = torch.zeros_like(v)
@@ -35,6 +42,29 @@ def tril(q, k, v):
     scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
     mask = torch.tril(torch.ones(q.shape[-2], q.shape[-2]))
     return F.softmax(scores.masked_fill(mask == 0, float("-inf")), dim=-1) @ v
+
+
+class MultiHead(nn.Module):
+    """Multi-head attention in one batched product for all heads, right unless changed."""
+
+    def __init__(self, n_embd, n_head):
+        super().__init__()
+        self.n_head = n_head
+        self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
+        self.proj = nn.Linear(n_embd, n_embd, bias=False)
+
+    def cut(self, x):
+        return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
+
+    def attention(self, q, k, v):
+        return product(q, k, v)
+
+    def join(self, x):
+        return x.transpose(1, 2).flatten(2)
+
+    def forward(self, x):
+        q, k, v = (self.cut(y) for y in self.qkv(x).chunk(3, -1))
+        return self.proj(self.join(self.attention(q, k, v)))
 
 
 class Head(nn.Module):
@@ -56,15 +86,18 @@ class Head(nn.Module):
 
 
 class Heads(nn.Module):
-    """A lecture's heads one by one, with a biased projection."""
+    """A lecture's heads one by one, with a biased projection; right unless changed."""
 
-    def make(self, n_embd, n_head):
-        heads = nn.ModuleList(Head(n_embd, n_embd // n_head) for _ in range(n_head))
-        return heads, nn.Linear(n_embd, n_embd)
+    collect, last = nn.ModuleList, nn.Linear
+
+    def size(self, n_embd, n_head):
+        return n_embd // n_head
 
     def __init__(self, n_embd, n_head):
         super().__init__()
-        self.heads, self.proj = self.make(n_embd, n_head)
+        size = self.size(n_embd, n_head)
+        self.heads = self.collect([Head(n_embd, size) for _ in range(n_head)])
+        self.proj = self.last(n_head * size, n_embd)
 
     def forward(self, x):
         return self.proj(torch.cat([head(x) for head in self.heads], dim=-1))
@@ -78,18 +111,18 @@ class Separate(nn.Module):
         self.n_head = n_head
         self.q, self.k, self.v, self.out = (nn.Linear(n_embd, n_embd) for _ in range(4))
 
+    def cut(self, x):
+        return x.view(*x.shape[:2], self.n_head, -1).transpose(1, 2)
+
     def turn(self, x):
         a, b = x.chunk(2, -1)
         angle = torch.arange(x.size(2))[:, None] * 0.5 ** torch.arange(a.size(-1))
         return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1)
 
     def forward(self, x):
-        b, t, c = x.shape
-        q, k, v = (
-            f(x).view(b, t, self.n_head, -1).transpose(1, 2) for f in (self.q, self.k, self.v)
-        )
-        y = F.scaled_dot_product_attention(self.turn(q), self.turn(k), v, is_causal=True)
-        return self.out(y.transpose(1, 2).contiguous().view(b, t, c))
+        q, k, v = self.turn(self.cut(self.q(x))), self.turn(self.cut(self.k(x))), self.v(x)
+        y = F.scaled_dot_product_attention(q, k, self.cut(v), is_causal=True)
+        return self.out(y.transpose(1, 2).contiguous().view(x.shape))
 
 
 class Tensors(nn.Module):
@@ -128,11 +161,11 @@ class Near(MultiHead):
 
 
 class Torch(nn.Module):
-    """Torch's own module in one's own."""
+    """Torch's own module in one's own, with arguments of other names."""
 
-    def __init__(self, n_embd, n_head):
+    def __init__(self, width, heads, dropout=0.1):
         super().__init__()
-        self.inner = nn.MultiheadAttention(n_embd, n_head, dropout=0.1, batch_first=True)
+        self.inner = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
 
     def forward(self, x):
         future = nn.Transformer.generate_square_subsequent_mask(x.size(1))
@@ -193,45 +226,140 @@ def change(base, **changes):
 
 multihead, block = partial(change, MultiHead), partial(change, Block)
 RIGHT = {
-    "attention": {"flash": gpt.attention, "loops": loops, "triu": product, "tril": tril},
-    "MultiHead": {
-        "one matrix": MultiHead,
-        "heads one by one": Heads,
-        "separate matrices, biases, flash and rotary": Separate,
-        "matrices a head": Tensors,
-        "unit queries and keys": Unit,
-        "scores that fall with the distance": Near,
-        "torch": Torch,
-    },
-    "Block": {
-        "one matrix": Block,
-        "heads one by one and ReLU": block(heads=Heads, middle=nn.ReLU),
-        "torch and tanh": block(heads=Torch, middle=nn.Tanh),
-        "rotary and biases": block(heads=Separate, bias=True),
-        "by hand": ByHand,
-        "torch's layer": Layer,
-    },
+    "of gpt.py": ("attention", gpt.attention),
+    "loops": ("attention", loops),
+    "triu": ("attention", product),
+    "tril": ("attention", tril),
+    "one matrix": ("MultiHead", MultiHead),
+    "heads one by one": ("MultiHead", Heads),
+    "separate matrices, biases, flash and rotary": ("MultiHead", Separate),
+    "matrices a head": ("MultiHead", Tensors),
+    "unit queries and keys": ("MultiHead", Unit),
+    "scores that fall with the distance": ("MultiHead", Near),
+    "torch's attention": ("MultiHead", Torch),
+    "a block": ("Block", Block),
+    "a block of heads one by one, ReLU": ("Block", block(heads=Heads, middle=nn.ReLU)),
+    "a block of torch's attention, tanh": ("Block", block(heads=Torch, middle=nn.Tanh)),
+    "a block with rotary and biases": ("Block", block(heads=Separate, bias=True)),
+    "a block by hand": ("Block", ByHand),
+    "torch's layer": ("Block", Layer),
 }
 
 
-# 2. Wrong answers, by the check that each fails first and a phrase of its message.
+@pytest.mark.parametrize("task, answer", RIGHT.values(), ids=RIGHT)
+def test_a_right_answer_passes_all_checks(task, answer):
+    assert mine.find_mistake(task, answer) is None
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("triu", "is right."),
+        ("loops", "is right. It has a Python loop over the positions: "),
+        ("one matrix", "is right."),
+        ("heads one by one", "is right. It has a Python loop over the heads: "),
+        ("a block by hand", "is right. It has a Python loop over the heads: "),
+        ("torch's layer", "is right."),
+    ],
+)
+def test_a_right_answer_is_told_of_its_loops(name, says):
+    said = mine.praise(*RIGHT[name])
+    assert said == says or says.endswith(": ") and said.startswith(says)
+
+
+# 2. Wrong answers: the check that each fails first, a phrase of what is said, the answer.
+wrong = partial(partial, product)
+
+
+def flat_mask(q, k, v):
+    """A mask for ten positions, whatever the text is."""
+    return product(q, k, v, mask=lambda x: torch.ones(10, 10).triu(1))
+
+
+WRONG_ATTENTION = [
+    ("shape", "stops when its input has the shape (2, 3, 10, 16): Ru", lambda q, k, v: q @ k @ v),
+    ("shape", "wrong shape, (2, 10, 48)", lambda *qkv: product(*qkv).transpose(1, 2).flatten(2)),
+    ("shape", "returns None. Is the return", lambda q, k, v: None),
+    ("shape", "type tuple. Return one tensor", lambda *qkv: (product(*qkv), None)),
+    ("shape", "type ndarray. Return one tensor", lambda *qkv: product(*qkv).numpy()),
+    ("shape", "type torch.float64. Its input", lambda *qkv: product(*(x.double() for x in qkv))),
+    ("shape", "but returns the wrong shape, (3, 10, 16)", lambda *qkv: product(*qkv).squeeze()),
+    ("shape", "Is the number of positions written in?", flat_mask),
+    ("shape", "Is the number of heads written in?", lambda *qkv: product(*qkv).view(-1, 3, 10, 16)),
+    ("inputs", "changes its input q in place", lambda q, k, v: product(q.div_(2), 2 * k, v)),
+    ("repeat", "Leave dropout out", lambda *qkv: F.dropout(product(*qkv), 0.1)),
+    ("axis", "over the queries", wrong(weigh=lambda s: s.softmax(-2))),
+    ("axis", "over the heads", wrong(weigh=lambda s: s.softmax(1))),
+    ("axis", "over the texts", wrong(weigh=lambda s: s.softmax(0))),
+    ("texts", "mixes the texts of a batch", lambda q, k, v: product(q, k.flip(0), v)),
+    ("heads", "mixes the heads", wrong(weigh=lambda s: s.sum(1, True).softmax(-1))),
+    ("past", "hides the present: position 1", wrong(mask=lambda x: x.triu(0))),
+    ("past", "position 1 does not see position 0", lambda q, k, v: v),
+    ("past", "hides the past: position 1", wrong(mask=lambda x: x.tril(-1))),
+    ("past", "hides the past: position 3", wrong(mask=lambda x: x.triu(1) + x.tril(-3))),
+    ("future", "looks into the future", wrong(mask=lambda x: 0 * x)),
+    ("future", "position 0 sees position 1", wrong(mask=lambda x: x.triu(2))),
+    ("sum", "do not sum to one", wrong(weigh=torch.exp)),
+    ("sum", "at position 0 they make nan", wrong(mask=lambda x: x.triu(1) + x.cumsum(0).eq(1))),
+    ("sum", "at position 0 they make 0.25", wrong(weigh=lambda s: s.softmax(-1) / 4)),
+    ("sum", "then take the softmax", lambda q, k, v: (q @ k.mT / 4).softmax(-1).tril() @ v),
+    ("scale", "does not scale its scores. Divide them by sqrt(16)", wrong(scale=lambda q: 1)),
+    ("scale", "sqrt(48), the width", wrong(scale=lambda q: (q.size(1) * q.size(3)) ** -0.5)),
+    ("scale", "sqrt(T), the number", wrong(scale=lambda q: q.size(2) ** -0.5)),
+    ("scale", "divides its scores by 16, not", wrong(scale=lambda q: 1 / q.size(3))),
+    ("scale", "multiplies its scores by sqrt(16)", wrong(scale=lambda q: q.size(3) ** 0.5)),
+    ("scale", "multiplies its scores by 0.1.", wrong(scale=lambda q: 0.1)),
+    ("scale", "0.25 whatever the size of a head", wrong(scale=lambda q: 16**-0.5)),
+    ("torch", "swaps q and k", lambda q, k, v: product(k, q, v)),
+    ("torch", "off by up to", lambda *qkv: product(*(x.bfloat16() for x in qkv)).float()),
+]
+
+
 def weighed(**how):
     """A MultiHead with another product."""
     return multihead(attention=lambda self, *qkv: product(*qkv, **how))
 
 
-def later(forward, **changes):
-    """A Block with another forward(x, attention, feed_forward, norm1, norm2)."""
-
-    def call(self, x):
-        return forward(x, self.attention, self.feed_forward, self.norm1, self.norm2)
-
-    return block(forward=call, **changes)
+def heads_of(number):
+    """A MultiHead that cuts x into so many heads, whatever n_head is."""
+    return multihead(cut=lambda self, x: x.unflatten(-1, (number, -1)).transpose(1, 2))
 
 
-def one_by_one(make):
-    """Heads of other layers, which make(n_embd, n_head) gives."""
-    return change(Heads, make=lambda self, n_embd, n_head: make(n_embd, n_head))
+def heads_of_size(size):
+    """A MultiHead with heads of so many channels. A size of None stands for n_head."""
+    return multihead(cut=lambda self, x: x.unflatten(-1, (-1, size or self.n_head)).transpose(1, 2))
+
+
+def view(self, x):
+    """Cuts the rows of (T, C), not each row, into heads."""
+    return x.reshape(x.size(0), self.n_head, x.size(1), -1)
+
+
+def hide_present(scores):
+    """Weights on what came earlier alone; none at the first position."""
+    return scores.masked_fill(torch.eye(scores.size(-1)).bool(), -inf).softmax(-1).nan_to_num()
+
+
+def no_projection(self, x):
+    """Nothing but the values, so that a matrix is left out."""
+    return self.qkv(x).chunk(3, -1)[2]
+
+
+def first_head_twice(scores):
+    """Weights of the first head in place of those of the last."""
+    return torch.cat([scores[:, :1], scores[:, :-1]], 1).softmax(-1)
+
+
+def repeat_head(self, heads):
+    """The same layer several times."""
+    return nn.ModuleList(heads[:1] * len(heads))
+
+
+class Narrow(MultiHead):
+    """As if n_embd were 48."""
+
+    def __init__(self, n_embd, n_head):
+        super().__init__(48, n_head)
 
 
 class Shared(Separate):
@@ -265,6 +393,104 @@ class Unmade(nn.Module):
         self.proj = nn.Linear(n_embd, n_embd)
 
 
+one_head = multihead(cut=lambda self, x: x[:, None], join=lambda self, x: x[:, 0])
+
+# The classes of a lecture that take what they need from the top of the file.
+n_embd, block_size, dropout = 384, 256, 0.2
+
+
+class LectureHead(nn.Module):
+    def __init__(self, head_size):
+        super().__init__()
+        self.key = nn.Linear(n_embd, head_size, bias=False)
+        self.query = nn.Linear(n_embd, head_size, bias=False)
+        self.value = nn.Linear(n_embd, head_size, bias=False)
+        self.register_buffer("tril", torch.tril(torch.ones(block_size, block_size)))
+        self.dropout = nn.Dropout(dropout)
+
+    forward = Head.forward
+
+
+class MultiHeadAttention(nn.Module):
+    def __init__(self, num_heads, head_size):
+        super().__init__()
+        self.heads = nn.ModuleList([LectureHead(head_size) for _ in range(num_heads)])
+        self.proj = nn.Linear(head_size * num_heads, n_embd)
+
+    forward = Heads.forward
+
+
+class LectureBlock(Block):
+    def heads(self, n_embd, n_head):
+        return MultiHeadAttention(n_head, n_embd // n_head)
+
+
+class SmallMask(MultiHead):
+    """A mask for fewer positions than there are."""
+
+    def attention(self, q, k, v):
+        return product(q, k, v, mask=lambda x: torch.ones(max_length, max_length).triu(1))
+
+
+max_length = 10
+WRONG_MULTIHEAD = [
+    ("shape", "cannot be made with n_embd = 48 and n_head = 3: Type", multihead(__init__=id)),
+    ("shape", "AttributeError: cannot assign module before", Unmade),
+    ("shape", "is not an nn.Module. Derive its class from nn.Module", NoModule),
+    ("shape", "stops when its input has the shape (2, 10, 48)", multihead(join=lambda _, x: x)),
+    ("shape", "wrong shape, (2, 3, 10, 16)", multihead(forward=lambda self, x: self.cut(x))),
+    ("shape", "returns a value of type tuple", multihead(forward=lambda self, x: (x, None))),
+    ("shape", "It uses block_size, n_embd from the top of the file", MultiHeadAttention),
+    ("shape", "with (n_embd, n_head); yours takes (num_heads, head_size)", MultiHeadAttention),
+    ("shape", "number of positions written in? It uses max_length from", SmallMask),
+    ("shape", "Is the number of heads written in?", heads_of(3)),
+    ("shape", "Is the number of channels written in?", Narrow),
+    ("parameters", "Is there no projection", change(Heads, last=nn.Identity)),
+    ("parameters", "in the plain list heads", change(Heads, collect=list)),
+    ("parameters", "as by [head] * n_head", change(Heads, collect=repeat_head)),
+    ("parameters", "Is each head n_embd wide", change(Heads, size=lambda _, c, h: c)),
+    ("parameters", "4,608 parameters for n_embd = 48, biases aside, not 4 * n_embd**2", Shared),
+    ("inputs", "x in place", multihead(forward=lambda self, x: MultiHead.forward(self, x.mul_(2)))),
+    ("gradient", "learn proj.weight", multihead(forward=no_projection)),
+    (
+        "learning",
+        "cannot learn a part of qkv.weight",
+        weighed(weigh=lambda s: s.softmax(-1).detach()),
+    ),
+    ("repeat", "Is dropout still on", weighed(weigh=lambda s: F.dropout(s.softmax(-1), 0.1))),
+    ("texts", "mixes the texts of a batch", weighed(weigh=lambda s: s.flip(0).softmax(-1))),
+    ("texts", "Give nn.MultiheadAttention batch_first=True", TimeFirst),
+    ("nan", "nan at position 0", weighed(mask=lambda x: x.triu(0))),
+    ("nan", "over the keys, dim=-1", weighed(weigh=lambda s: s.softmax(1))),
+    ("places", "mixes up positions and heads", multihead(cut=view)),
+    (
+        "places",
+        "reshape(B, T, n_embd)",
+        multihead(join=lambda _, x: x.reshape(len(x), x.size(2), -1)),
+    ),
+    ("past", "no position sees another", weighed(mask=lambda x: 1 - x.diag().diag())),
+    ("past", "position 1 does not see position 0", weighed(mask=lambda x: x.tril(-1))),
+    ("past", "position 3 does not see", weighed(mask=lambda x: x.triu(1) + x.tril(-3))),
+    ("past", "hides the present: position 0", weighed(weigh=hide_present)),
+    ("sum", "of 10 equal vectors, the one at position 1", weighed(weigh=torch.exp)),
+    ("sum", "position 0 comes out unlike one alone", weighed(weigh=lambda s: s.softmax(-2))),
+    ("future", "position 0 sees position 1", weighed(mask=lambda x: 0 * x)),
+    ("future", "or, the same, where triu(1) is 1", weighed(mask=lambda x: x.triu(2))),
+    ("heads", "looks with one head", one_head),
+    ("heads", "whatever n_head is", weighed(weigh=lambda s: s.sum(1, True).softmax(-1))),
+    ("heads", "16 heads where n_embd is 48 and n_head is 3. Is n_head taken", heads_of_size(None)),
+    ("heads", "4 heads where n_embd is 64 and n_head is 2", heads_of_size(16)),
+    ("heads", "2 heads where n_embd is 48", weighed(weigh=first_head_twice)),
+    ("scale", "does not scale its scores. Divide them by sqrt(16)", weighed(scale=lambda q: 1)),
+    ("scale", "sqrt(48), the width", weighed(scale=lambda q: (q.size(1) * q.size(3)) ** -0.5)),
+    ("scale", "sqrt(T), the number", weighed(scale=lambda q: q.size(2) ** -0.5)),
+    ("scale", "divides its scores by 16, not", weighed(scale=lambda q: 1 / q.size(3))),
+    ("scale", "multiplies its scores by sqrt(16)", weighed(scale=lambda q: q.size(3) ** 0.5)),
+    ("scale", "multiplies its scores by 0.", weighed(scale=lambda q: 0.1)),
+    ("scale", "whatever the size of a head is", weighed(scale=lambda q: 16**-0.5)),
+]
+
+
 class TimeNorm(nn.Module):
     """Norms each channel over the positions instead of each position over its channels."""
 
@@ -278,307 +504,240 @@ class TimeNorm(nn.Module):
         return (x - mean) / (std + 1e-5)
 
 
-def view(self, x):
-    """Cuts the rows of (T, C), not each row, into heads."""
-    return x.reshape(x.size(0), self.n_head, x.size(1), -1)
+class Wide(Block):
+    """A feed-forward of 192 channels, which is right for an n_embd of 48."""
+
+    def __init__(self, n_embd, n_head):
+        super().__init__(n_embd, n_head)
+        self.feed_forward[0] = nn.Linear(n_embd, 192)
+        self.feed_forward[2] = nn.Linear(192, n_embd)
 
 
-one_head = multihead(cut=lambda self, x: x[:, None], join=lambda self, x: x[:, 0])
-wrong = partial(partial, product)
-WRONG = {
-    "attention": {
-        "shape: stops when q, k and v have the shape (2, 3, 10, 16): Ru": lambda q, k, v: q @ k @ v,
-        "shape: wrong shape: (2, 10, 48)": lambda *qkv: product(*qkv).transpose(1, 2).flatten(2),
-        "shape: wrong shape: NoneType": lambda q, k, v: None,
-        "shape: wrong shape: (6,)": lambda *qkv: product(*qkv).squeeze(),
-        "inputs: changes its input q in place": lambda q, k, v: product(q.div_(2), 2 * k, v),
-        "axis: runs over the queries": wrong(weigh=lambda s: s.softmax(-2)),
-        "axis: runs over the heads": wrong(weigh=lambda s: s.softmax(1)),
-        "axis: runs over the texts": wrong(weigh=lambda s: s.softmax(0)),
-        "texts: mixes the texts of a batch": lambda q, k, v: product(q, k.flip(0), v),
-        "heads: mixes the heads": wrong(weigh=lambda s: s.sum(1, True).softmax(-1)),
-        "past: hides the present: position 1": wrong(mask=lambda x: x.triu(0)),
-        "past: position 1 does not see position 0": lambda q, k, v: v,
-        "past: hides the past: position 1": wrong(mask=lambda x: x.tril(-1)),
-        "past: hides the past: position 3": wrong(mask=lambda x: x.triu(1) + x.tril(-3)),
-        "future: looks into the future": wrong(mask=lambda x: 0 * x),
-        "future: position 0 sees position 1": wrong(mask=lambda x: x.triu(2)),
-        "sum: do not sum to one": wrong(weigh=torch.exp),
-        "sum: at position 0 they make 0.25": wrong(weigh=lambda s: s.softmax(-1) / 4),
-        "sum: then take the softmax": lambda q, k, v: (q @ k.mT / 4).softmax(-1).tril() @ v,
-        "scale: is not scaled: divide the scores by sqrt(16)": wrong(scale=lambda q: 1),
-        "scale: by sqrt(48), the width": wrong(scale=lambda q: (q.size(1) * q.size(3)) ** -0.5),
-        "scale: by sqrt(T), the number": wrong(scale=lambda q: q.size(2) ** -0.5),
-        "scale: divided by 16, not its": wrong(scale=lambda q: 1 / q.size(3)),
-        "scale: multiplied by sqrt(16)": wrong(scale=lambda q: q.size(3) ** 0.5),
-        "scale: multiplied by 0.1;": wrong(scale=lambda q: 0.1),
-        "torch: takes q for k": lambda q, k, v: product(k, q, v),
-        "torch: is off torch's": lambda *qkv: product(*(x.bfloat16() for x in qkv)).float(),
-    },
-    "MultiHead": {
-        "shape: MultiHead(48, 3) cannot be made: TypeError": multihead(__init__=lambda self: None),
-        "shape: cannot be made: AttributeError: cannot assign module": Unmade,
-        "shape: is no module: derive it, class NoModule(nn.Module)": NoModule,
-        "shape: stops when x has the shape (2, 10, 48): Runtime": multihead(join=lambda _, x: x),
-        "shape: wrong shape: (2, 3, 10, 16) where x has (2, 10, 48)": multihead(
-            forward=lambda self, x: self.cut(x)
-        ),
-        "shape: wrong shape: tuple": multihead(forward=lambda self, x: (x, None)),
-        "parameters: Is there no projection": one_by_one(
-            lambda c, h: (nn.ModuleList(Head(c, c // h) for _ in range(h)), nn.Identity())
-        ),
-        "parameters: in the plain list heads": one_by_one(
-            lambda c, h: ([Head(c, c // h) for _ in range(h)], nn.Linear(c, c))
-        ),
-        "parameters: Is one layer used several times, as by [head] * n_head": one_by_one(
-            lambda c, h: (nn.ModuleList([Head(c, c // h)] * h), nn.Linear(c, c))
-        ),
-        "parameters: Is each head n_embd wide": one_by_one(
-            lambda c, h: (nn.ModuleList(Head(c, c) for _ in range(h)), nn.Linear(h * c, c))
-        ),
-        "parameters: 4,608 parameters for n_embd = 48, not 4 * n_embd**2 = 9,216": Shared,
-        "gradient: cannot learn proj.weight": multihead(
-            forward=lambda self, x: self.join(product(*map(self.cut, self.qkv(x).chunk(3, -1))))
-        ),
-        "gradient: cannot learn qkv.weight": multihead(
-            attention=lambda self, *qkv: product(*(y.detach() for y in qkv))
-        ),
-        "repeat: Is dropout still on": multihead(
-            join=lambda self, x: MultiHead.join(self, F.dropout(x, 0.1))
-        ),
-        "inputs: changes its input x in place": multihead(
-            forward=lambda self, x: MultiHead.forward(self, x.mul_(2))
-        ),
-        "texts: mixes the texts of a batch": multihead(
-            attention=lambda self, q, k, v: product(q, k.flip(0), v)
-        ),
-        "texts: Give nn.MultiheadAttention batch_first=True": TimeFirst,
-        "nan: nan at position 0": weighed(mask=lambda x: x.triu(0)),
-        "nan: softmax(dim=-1)": weighed(weigh=lambda s: s.softmax(1)),
-        "places: mixes up positions and heads": multihead(cut=view),
-        "places: transpose(1, 2).reshape(B, T, n_embd)": multihead(
-            join=lambda self, x: x.reshape(x.size(0), x.size(2), -1)
-        ),
-        "sum: of 10 equal vectors, that at position 1 comes": weighed(weigh=torch.exp),
-        "sum: position 0 comes out unlike one alone": weighed(weigh=lambda s: s.softmax(-2)),
-        "sum: Mask and scale, then take the softmax over the keys": weighed(
-            mask=lambda x: 0 * x, weigh=lambda s: s.softmax(-1).tril()
-        ),
-        "past: no position sees another": multihead(
-            cut=lambda self, x: x.unflatten(-1, (self.n_head, -1)), join=lambda _, x: x.flatten(2)
-        ),
-        "past: position 1 does not see position 0": weighed(mask=lambda x: x.tril(-1)),
-        "past: position 3 does not see": weighed(mask=lambda x: x.triu(1) + x.tril(-3)),
-        "past: hides the present: position 0": weighed(
-            mask=lambda x: x.triu(0), weigh=lambda s: s.softmax(-1).nan_to_num()
-        ),
-        "past: hides the present: position 1": weighed(
-            mask=lambda x: x.triu(0), weigh=lambda s: s.clamp(-1e9).softmax(-1)
-        ),
-        "future: position 0 sees position 1": weighed(mask=lambda x: 0 * x),
-        "future: where tril() is 0 or, the same, where triu(1) is 1": weighed(
-            mask=lambda x: x.triu(2)
-        ),
-        "heads: looks with one head": one_head,
-        "heads: one head, whatever n_head is": weighed(
-            weigh=lambda s: s.sum(1, keepdim=True).softmax(-1)
-        ),
-        "heads: 16 heads where n_head is 3. Is n_head taken": multihead(
-            cut=lambda self, x: x.unflatten(-1, (-1, self.n_head)).transpose(1, 2)
-        ),
-        "heads: 2 heads where n_head is 3": weighed(
-            weigh=lambda s: s[:, [0, *range(s.size(1) - 1)]].softmax(-1)
-        ),
-        "scale: is not scaled: divide the scores by sqrt(16)": weighed(scale=lambda q: 1),
-        "scale: by sqrt(48), the width": weighed(scale=lambda q: (q.size(1) * q.size(3)) ** -0.5),
-        "scale: by sqrt(T), the number": weighed(scale=lambda q: q.size(2) ** -0.5),
-        "scale: divided by 16, not its": weighed(scale=lambda q: 1 / q.size(3)),
-        "scale: multiplied by sqrt(16)": weighed(scale=lambda q: q.size(3) ** 0.5),
-        "scale: multiplied by 0.": weighed(scale=lambda q: 0.1),
-    },
-    "Block": {
-        "shape: Block(48, 3) cannot be made: ZeroDivision": block(heads=lambda self, c, _: c // 0),
-        "shape: stops when x has the shape (2, 10, 48): Runtime": later(lambda x, a, *_: a(x.mT)),
-        "parameters: Block has no matrices of n_embd by 4 * n_embd": block(width=2),
-        "parameters: Your Block's attention has 2,304": block(
-            heads=lambda self, c, _: nn.Linear(c, c, bias=False)
-        ),
-        "parameters: plain list heads": block(
-            heads=one_by_one(lambda c, h: ([Head(c, c // h) for _ in range(h)], nn.Linear(c, c)))
-        ),
-        "gradient: cannot learn feed_forward.0.weight": later(lambda x, a, f, n, m: x + a(n(x))),
-        "repeat: Is dropout still on": later(
-            lambda x, a, f, n, m: x + a(n(x)) + F.dropout(f(m(x + a(n(x)))), 0.1)
-        ),
-        "gradient: Block cannot learn: forward overwrites in place": later(
-            lambda x, a, f, n, m: (y := x + a(n(x))).add_(f(m(y)))
-        ),
-        "inputs: Write x = x + y, not x += y": later(
-            lambda x, a, f, n, m: x.add_(a(n(x))) + f(m(x))
-        ),
-        "texts: mixes the texts of a batch": block(norm=change(TimeNorm, dim=0)),
-        "texts: batch_first=True": block(heads=TimeFirst),
-        "nan: nan at position 0": block(heads=weighed(mask=lambda x: x.triu(0))),
-        "alone: position 0 sees position 1 even if attention adds nothing": block(norm=TimeNorm),
-        "places: mixes up positions and heads": block(heads=multihead(cut=view)),
-        "sum: position 0 comes out unlike": block(heads=weighed(weigh=lambda s: s.softmax(-2))),
-        "past: no position sees another": block(
-            heads=weighed(mask=lambda x: x.triu(1) + x.tril(-1))
-        ),
-        "past: position 1 does not see": block(heads=weighed(mask=lambda x: x.tril(-1))),
-        "future: position 0 sees position 1": block(heads=weighed(mask=lambda x: 0 * x)),
-        "residual: around attention and feed_forward": later(lambda x, a, f, n, m: f(m(a(n(x))))),
-        "residual: around attention: where": later(lambda x, a, f, n, m: (y := a(n(x))) + f(m(y))),
-        "residual: around feed_forward: where": later(lambda x, a, f, n, m: f(m(x + a(n(x))))),
-        "post_norm: 100 * x comes out no larger": later(
-            lambda x, a, f, n, m: m((y := n(x + a(x))) + f(y))
-        ),
-        "post_norm: not x": later(lambda x, a, f, n, m: (z := m((y := n(x)) + a(y))) + f(z)),
-        "carry: carries on 2 times x": later(
-            lambda x, a, f, n, m: (y := x + a(n(x))) + (y + f(m(y)))
-        ),
-        "carry: carries on 0.5 times x": later(
-            lambda x, a, f, n, m: (y := (x + a(n(x))) / 2) + f(m(y))
-        ),
-        "norm: no norm before attention and feed_forward": block(norm=nn.Identity),
-        "norm: no norm before attention: what": later(
-            lambda x, a, f, n, m: (y := x + a(x)) + f(m(n(y)))
-        ),
-        "norm: no norm before feed_forward: what": later(
-            lambda x, a, f, n, m: (y := x + a(m(n(x)))) + f(y)
-        ),
-        "norm: a norm after a part": later(lambda x, a, f, n, m: (y := x + n(a(x))) + m(f(y))),
-        "heads: looks with one head": block(heads=one_head),
-        "scale: is not scaled": block(heads=weighed(scale=lambda q: 1)),
-        "scale: by sqrt(48), the width": block(
-            heads=weighed(scale=lambda q: (q.size(1) * q.size(3)) ** -0.5)
-        ),
-        "activation: one matrix in effect": block(middle=nn.Identity),
-        "order: has the feed-forward before attention": later(
-            lambda x, a, f, n, m: (y := x + f(n(x))) + a(m(y))
-        ),
-        "order: gives attention and feed-forward the same x": later(
-            lambda x, a, f, n, m: x + a(n(x)) + f(m(x))
-        ),
-        "order: combines attention and feed-forward in another way": later(
-            lambda x, a, f, n, m: x + f(m(x + a(n(x))))
-        ),
-    },
-}
+def sums(forward):
+    """A Block with another forward(x, a, f), where a is attention after its norm, f the other."""
+
+    def call(self, x):
+        def a(x):
+            return self.attention(self.norm1(x))
+
+        def f(x):
+            return self.feed_forward(self.norm2(x))
+
+        return forward(x, a, f)
+
+    return block(forward=call)
 
 
-# 3. The tests.
-def pytest_generate_tests(metafunc):
-    mine = metafunc.config.getoption("mine")
-    answers = {task: {"mine": answer} for task, answer in mine.items()} if mine else RIGHT
-    if metafunc.function is test_mine:
-        cases = {
-            f"{task}-{name}-{title(check)}": (task, answer, check)
-            for task in CHECKS
-            for name, answer in answers.get(task, {}).items()
-            for check in CHECKS[task]
-        }
-        metafunc.parametrize("task, answer, check", cases.values(), ids=cases)
-    elif "name" in metafunc.fixturenames:
-        names = RIGHT if metafunc.function is test_what_is_said_of_a_right_answer else WRONG
-        cases = [(task, name) for task in names for name in names[task] if not mine]
-        metafunc.parametrize("task, name", cases)
+def norms(forward):
+    """A Block with another forward(x, attention, feed_forward, norm1, norm2)."""
+
+    def call(self, x):
+        return forward(x, self.attention, self.feed_forward, self.norm1, self.norm2)
+
+    return block(forward=call)
 
 
-def title(check):
-    return check.__name__.split("_", 1)[1]
+WRONG_BLOCK = [
+    ("shape", "cannot be made with n_embd", block(heads=lambda self, c, _: c // 0)),
+    ("shape", "stops when its input has the shape (2, 10, 48)", sums(lambda x, a, f: a(x.mT))),
+    ("shape", "It uses block_size, n_embd from the top of the file", LectureBlock),
+    ("parameters", "has no matrices of n_embd by 4 * n_embd", block(width=2)),
+    ("parameters", "where n_embd is 64", Wide),
+    ("parameters", "2,304 parameters in its att", block(heads=lambda self, c, _: nn.Linear(c, c))),
+    ("inputs", "Write x = x + y, not x += y", sums(lambda x, a, f: x.add_(a(x)) + f(x))),
+    ("gradient", "learn feed_forward.0.weight", sums(lambda x, a, f: x + a(x))),
+    ("gradient", "overwrites in place", sums(lambda x, a, f: (y := x + a(x)).add_(f(y)))),
+    ("repeat", "Is dropout still on", sums(lambda x, a, f: (y := x + a(x)) + F.dropout(f(y), 0.1))),
+    ("texts", "mixes the texts of a batch", block(norm=change(TimeNorm, dim=0))),
+    ("nan", "nan at position 0", block(heads=weighed(mask=lambda x: x.triu(0)))),
+    ("alone", "position 1 even if attention adds nothing", block(norm=TimeNorm)),
+    ("places", "mixes up positions and heads", block(heads=multihead(cut=view))),
+    ("past", "position 1 does not see", block(heads=weighed(mask=lambda x: x.tril(-1)))),
+    ("sum", "position 0 comes out", block(heads=weighed(weigh=lambda s: s.softmax(-2)))),
+    ("future", "position 0 sees position 1", block(heads=weighed(mask=lambda x: 0 * x))),
+    ("residual", "around attention and feed_forward", sums(lambda x, a, f: f(a(x)))),
+    ("residual", "around attention: where", sums(lambda x, a, f: (y := a(x)) + f(y))),
+    ("residual", "around feed_forward: where", sums(lambda x, a, f: f(x + a(x)))),
+    ("post_norm", "no larger", norms(lambda x, a, f, n, m: m((y := n(x + a(x))) + f(y)))),
+    ("post_norm", "x itself", norms(lambda x, a, f, n, m: (z := m((y := n(x)) + a(y))) + f(z))),
+    ("carry", "carries on 2 times x", sums(lambda x, a, f: 2 * (y := x + a(x)) + f(y))),
+    ("carry", "carries on 0.5 times x", sums(lambda x, a, f: (y := (x + a(x)) / 2) + f(y))),
+    ("norm", "no norm before attention and feed_forward", block(norm=nn.Identity)),
+    ("norm", "before attention: what", norms(lambda x, a, f, n, m: (y := x + a(x)) + f(n(y)))),
+    ("norm", "before feed_forward: what", norms(lambda x, a, f, n, m: (y := x + a(n(x))) + f(y))),
+    ("norm", "a norm after a part", norms(lambda x, a, f, n, m: (y := x + n(a(x))) + m(f(y)))),
+    ("activation", "nothing between the two matrices", block(middle=nn.Identity)),
+    ("order", "feed-forward before attention", sums(lambda x, a, f: (y := x + f(x)) + a(y))),
+    ("order", "the same x", sums(lambda x, a, f: x + a(x) + f(x))),
+    ("order", "in another way", sums(lambda x, a, f: x + f(x + a(x)))),
+    ("heads", "looks with one head", block(heads=one_head)),
+    ("scale", "does not scale its scores", block(heads=weighed(scale=lambda q: 1))),
+    ("scale", "whatever the size of", block(heads=weighed(scale=lambda q: 16**-0.5))),
+]
 
 
-def test_mine(task, answer, check, pytestconfig, capsys):
-    checks = CHECKS[task]
-    if found := mistake(task, answer):
-        if found[0] is check:
-            pytest.fail(found[1], pytrace=False)
-        elif checks.index(check) > checks.index(found[0]):
-            pytest.skip(f"one mistake at a time, first {title(found[0])}: {found[1]}")
-    elif check is checks[-1] and pytestconfig.getoption("mine"):
-        with capsys.disabled():
-            print("\n" + praise(task, answer))
+def expect(task, check, phrase, answer):
+    """An answer must fail the check meant for it first, with that phrase in one line."""
+    failed, message = mine.find_mistake(task, answer)
+    assert failed.split("_", 1)[1] == check
+    assert phrase in message
+    assert "\n" not in message
 
 
-def test_a_mistake_fails_the_check_meant_for_it(task, name):
-    meant, phrase = name.split(": ", 1)
-    check, message = mistake(task, WRONG[task][name]) or pytest.fail("passes all checks")
-    assert title(check) == meant and phrase in message and "\n" not in message
+@pytest.mark.parametrize("check, phrase, answer", WRONG_ATTENTION)
+def test_a_wrong_attention_fails_the_check_meant_for_it(check, phrase, answer):
+    expect("attention", check, phrase, answer)
 
 
-@pytest.fixture
-def file(tmp_path, pytestconfig):
-    """file(code) is the path of a file with that code; without any, of one that is not there."""
-    if pytestconfig.getoption("mine"):
-        pytest.skip("not of interest to one who has their own checked")
-
-    def write(code):
-        if code:
-            (tmp_path / "mine.py").write_text(code)
-        return str(tmp_path / "mine.py")
-
-    return write
+@pytest.mark.parametrize("check, phrase, answer", WRONG_MULTIHEAD)
+def test_a_wrong_multihead_fails_the_check_meant_for_it(check, phrase, answer):
+    expect("MultiHead", check, phrase, answer)
 
 
+@pytest.mark.parametrize("check, phrase, answer", WRONG_BLOCK)
+def test_a_wrong_block_fails_the_check_meant_for_it(check, phrase, answer):
+    expect("Block", check, phrase, answer)
+
+
+# 3. The file and the command.
 @pytest.mark.parametrize(
     "code, says",
     [
-        (None, "FileNotFoundError: "),
-        ("def attention(q, k, v) return v", "SyntaxError: "),
-        ("import torch\n\ntorch.zeros(3) @ torch.zeros(2)", ", line 3: torch.zeros(3) @"),
-        ("exit(3)", "SystemExit: 3, line 1: exit(3)"),
-        ("x = 1", "give a function attention(q, k, v), all (B, n_head, T, head_size), or a class"),
-        ("class Head: pass", "; it has only a class Head"),
-        ("def attention(x): pass", "; its attention cannot be called with q, k and v (too many"),
-        ("Block = 1", "; it has none of them"),
+        (None, "mine.py cannot be run: FileNotFoundError: "),
+        ("def attention(q, k, v) return v", "mine.py cannot be run: SyntaxError: "),
+        ("import torch\n\ntorch.eye(3) @ torch.eye(2)", "(mine.py, line 3: torch.eye(3) @"),
+        ("exit(3)", "SystemExit: 3 (mine.py, line 1: exit(3))"),
+        ("x = 1", "there is nothing to check. attention is not in mine.py. MultiHead is not in"),
+        ("def attn(): pass", "Is attn meant? Write it as attention(q, k, v)."),
+        ("class MHA: pass", "Is MHA meant? Write it as MultiHead(n_embd, n_head)."),
+        ("class Blok: pass", "Is Blok meant? Write it as Block(n_embd, n_head)."),
+        ("class Head: pass\nclass MultiHeads: pass", "Is MultiHeads meant?"),
+        ("def attention(x): pass", "as attention(q, k, v): too many positional arguments."),
+        ("Block = 1", "Block is of type int. Write it as Block(n_embd, n_head)."),
     ],
 )
-def test_a_file_without_answers_is_told_why_in_one_line(code, says, file):
-    with pytest.raises(pytest.UsageError) as told:
-        load(file(code))
-    assert says in str(told.value) and "\n" not in str(told.value)
+def test_a_file_without_answers_is_told_why_in_one_line(code, says, tmp_path):
+    path = tmp_path / "mine.py"
+    if code:
+        path.write_text(code)
+    with pytest.raises(ValueError) as told:
+        mine.load(str(path))
+    assert says in str(told.value)
+    assert "\n" not in str(told.value)
 
 
-def test_a_helper_called_attention_is_no_answer_beside_a_class(file):
-    code = "def attention(x): return x\n\nclass Block: pass\n\nHead = MultiHead = 1"
-    assert list(load(file(code))) == ["Block"]
+def test_what_is_missing_beside_an_answer_is_told(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from torch.nn import MultiheadAttention\n"  # not the reader's own
+        "def attention(x): return x\n"  # a helper
+        "class Block: pass"
+    )
+    answers, missing = mine.load(str(path))
+    assert list(answers) == ["Block"]
+    assert missing["attention"].startswith("is not checked: it cannot be called as attention(q, ")
+    assert missing["MultiHead"] == "is not in mine.py."
 
 
-def test_torchs_own_attention_is_an_answer(file):
-    code = "from torch.nn.functional import scaled_dot_product_attention as attention"
-    assert list(load(file(code))) == ["attention"]
+def run_main(monkeypatch, *args):
+    """Runs the command in this process, up to its end. Returns its exit status."""
+    monkeypatch.setattr(sys, "argv", ["mine.py", *args])
+    with pytest.raises(SystemExit) as ended:
+        mine.main()
+    return ended.value.code
 
 
-def test_what_is_said_of_a_right_answer(task, name):
-    said = praise(task, RIGHT[task][name])
-    assert re.search(r" is right| takes \d+\.\d times as long as one ", said)
-    if task != "attention":  # whose loops are told by the time they take
-        loop = name == "by hand" or "one by one" in name
-        assert ("a Python loop over the heads, " in said) == loop
+def test_help_shows_an_example(monkeypatch, capsys):
+    assert run_main(monkeypatch, "--help") == 0
+    assert "python tests/lab/mine.py my_attention.py" in capsys.readouterr().out
 
 
-LECTURE = "import torch\nfrom torch import nn\nfrom torch.nn import functional as F\n\n"
-LECTURE += "".join(map(inspect.getsource, (tril, Head, Heads)))
-LECTURE += "attention, MultiHead = tril, Heads\n" + inspect.getsource(Block)
+def test_wrong_arguments_are_told_in_one_line(monkeypatch, capsys):
+    assert run_main(monkeypatch, "mine.py", "--limit=0") == 2
+    assert run_main(monkeypatch) == 2
+    limit, missing = capsys.readouterr().err.splitlines()
+    assert limit == "mine.py: error: --limit: give 1 second or more"
+    assert missing == "mine.py: error: the following arguments are required: file"
 
 
-@pytest.mark.parametrize(
-    "code, status, says",
-    [
-        (
-            LECTURE.replace("mask == 0", "mask < 0"),
-            1,
-            ["attention looks into the future", "Your Heads takes ", "Your Block is right"],
-        ),
-        (None, 4, ["ERROR: --mine mine.py: FileNotFoundError"]),
-    ],
-    ids=["a mistake", "no file"],
+def test_a_process_that_is_gone_or_silent_is_told():
+    receiver, sender = Pipe(duplex=False)
+    with pytest.raises(mine.Mistake, match="still runs after 0.1 s. Is there an endless loop?"):
+        mine.receive(receiver, 0.1)
+    sender.close()
+    with pytest.raises(mine.Mistake, match="ended the program, by a crash or "):
+        mine.receive(receiver, 0.1)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """command(files, *args) writes files, {"mine.py": code}, into the folder own of an empty one,
+    where it runs the command, without this project in reach. Returns status, output, errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "")
+    Path("own").mkdir()
+
+    def run(files, *args):
+        for name, code in files.items():
+            Path("own", name).write_text(code)
+        words = [sys.executable, mine.__file__, *args]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+HEADER = (
+    "from math import inf\nimport torch\nfrom torch import nn\nimport torch.nn.functional as F\n"
 )
-def test_the_command_that_a_reader_types(code, status, says, file):
-    path = file(code)
-    args = [sys.executable, "-m", "pytest", __file__, "--mine", path]
-    done = subprocess.run(args, cwd=Path(__file__).parents[1], capture_output=True, text=True)
-    shown = (done.stdout + done.stderr).replace(os.path.dirname(path) + os.sep, "")
-    assert done.returncode == status and "Traceback" not in shown
-    assert [phrase for phrase in says if phrase not in shown] == []
+
+
+def test_a_right_file_that_imports_its_neighbour(command):
+    neighbour = HEADER + inspect.getsource(product) + inspect.getsource(MultiHead)
+    own = "import sys\nfrom torch import nn\nfrom neighbour import MultiHead, product\n"
+    own += "attn = product\nprint('this is not shown')\n" + inspect.getsource(Block)
+    own += "assert not {'gpt', 'pytest'} & set(sys.modules)"
+    files = {"neighbour.py": neighbour, "mine.py": own}
+    status, output, errors = command(files, "own/mine.py")
+    assert output.splitlines() == [
+        "MultiHead is right.",
+        "Block is right.",
+        "attention is not in mine.py. Is attn meant? Write it as attention(q, k, v).",
+    ]
+    assert status == 0
+    assert errors == ""
+
+
+def test_a_mistake_in_one_of_two(monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(tmp_path)
+    code = HEADER + inspect.getsource(tril).replace("mask == 0", "mask < 0")
+    Path("mine.py").write_text(
+        code + inspect.getsource(Torch) + "attention, MultiHead = tril, Torch"
+    )
+    assert run_main(monkeypatch, "mine.py") == 1
+    of_attention, of_multihead, of_block = capfd.readouterr().out.splitlines()
+    assert of_attention.startswith("attention looks into the future: position 0 sees position 1.")
+    assert of_multihead == "MultiHead is right."
+    assert of_block == "Block is not in mine.py."
+
+
+def test_a_file_that_does_not_end_is_told_in_one_line(monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("while True: pass")
+    assert run_main(monkeypatch, "mine.py", "--limit=1") == 2
+    output, errors = capfd.readouterr()
+    assert errors.startswith("mine.py: error: mine.py still runs after 1 s. Is there an endless")
+    assert errors.count("\n") == 1
+    assert output == ""
+
+
+def test_an_answer_that_does_not_end_even_outside_of_python_code(monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(tmp_path)
+    code = "import itertools\n\ndef attention(q, k, v): sum(itertools.count())\n\nBlock = id"
+    Path("mine.py").write_text(code)
+    assert run_main(monkeypatch, "mine.py", "--limit=1") == 1
+    assert capfd.readouterr().out.splitlines() == [
+        "attention still runs after 1 s. Is there an endless loop?",
+        "Block is not checked because of that.",
+        "MultiHead is not in mine.py.",
+    ]
