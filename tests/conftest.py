@@ -1,36 +1,64 @@
 """What the tests share: flags that are put back, a tiny model, a text, and gpt.py as a command."""
 
+import contextlib
+import io
 import os
 import random
+import runpy
 import subprocess
 import sys
+import traceback
 from pathlib import Path
+from unittest import mock
 
-import mine
 import pytest
 import torch
 
-import gpt
+TESTS = Path(__file__).resolve().parent
+sys.path[:0] = [str(TESTS.parent), str(TESTS / "lab")]
+
+import gpt  # noqa: E402
 
 SCRIPT = Path(gpt.__file__).resolve()
 TINY = dict(N_EMBD=8, N_HEAD=2, N_LAYER=2, BLOCK_SIZE=8, BATCH_SIZE=4, STEPS=2, SAMPLE=10)
-TINY_ARGS = [f"--{flag}={value}" for flag, value in TINY.items()]
-TINY_ARGS = [arg.lower() for arg in TINY_ARGS]
-DEFAULTS = {flag: getattr(gpt, flag) for flag in gpt.FLAGS} | {"DEVICE": "cpu"}
+TINY_ARGS = [f"--{flag.lower()}={value}" for flag, value in TINY.items()]
+DEFAULTS = {flag: getattr(gpt, flag) for flag in gpt.FULL | gpt.KINDS} | {"DEVICE": "cpu"}
+
+# Every flag's other setting: the parts deleted one at a time, and those put back.
+DELETIONS = [
+    {"ATTENTION": False},
+    {"QUERY_KEY": False},
+    {"SCALE": False},
+    {"CAUSAL": False},
+    {"FLASH": False},
+    {"N_HEAD": 1},
+    {"PROJECTION": False},
+    {"POSITION": False},
+    {"ROTARY": False},
+    {"MLP": False},
+    {"GELU": False},
+    {"RESIDUAL": False},
+    {"NORM": False},
+    {"PRE_NORM": False},
+    {"DROPOUT": 0.2},
+    {"N_LAYER": 1},
+    {"N_LAYER": 0},
+    {"TIE": False},
+    {"BIAS": True},
+    {"SCALED_INIT": False},
+    {"OPTIMIZER": "sgd"},
+    {"AVERAGE": False},
+    {"BFLOAT16": True},
+]
 
 torch.set_num_threads(1)  # the models are tiny, and results then do not depend on the machine
-
-
-def pytest_addoption(parser):
-    """--mine PATH has test_mine check what that file has of attention, MultiHead and Block."""
-    what = "a file with your attention(q, k, v), class MultiHead or class Block"
-    parser.addoption("--mine", type=mine.load, metavar="PATH", help=what)
 
 
 @pytest.fixture(autouse=True)
 def restored():
     """Every test starts from the flags as the file has them, on the CPU."""
-    yield vars(gpt).update(DEFAULTS)
+    vars(gpt).update(DEFAULTS)
+    yield
     vars(gpt).update(DEFAULTS)
 
 
@@ -39,7 +67,19 @@ def flags(tmp_path, monkeypatch):
     """flags(N_HEAD=1) sets flags of gpt for one test, on top of the tiny sizes. The test stands in
     an empty folder, where training leaves its checkpoint."""
     monkeypatch.chdir(tmp_path)
-    return lambda **changes: vars(gpt).update(DEFAULTS | TINY | changes)
+
+    def set_flags(**changes):
+        vars(gpt).update(DEFAULTS | TINY | changes)
+
+    return set_flags
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    """An empty folder to stand in, with a text of 2,000 characters in input.txt; returns it."""
+    monkeypatch.chdir(tmp_path)
+    Path("input.txt").write_text(words(), encoding="utf-8")
+    return words()
 
 
 def words(n=2000, seed=0):
@@ -58,14 +98,6 @@ def everything():
     return {path: (s.st_ino, s.st_mode, s.st_size, s.st_mtime_ns) for path, s in stats.items()}
 
 
-@pytest.fixture
-def text(tmp_path, monkeypatch):
-    """An empty folder to stand in, with a text of 2,000 characters in input.txt; returns it."""
-    monkeypatch.chdir(tmp_path)
-    Path("input.txt").write_text(words(), encoding="utf-8")
-    return words()
-
-
 def command(*args, cwd=None, env=None, **how):
     """Run python gpt.py with args in the folder cwd; returns the finished process, text decoded."""
     how = dict(capture_output=True, text=True, encoding="utf-8", timeout=120) | how
@@ -73,9 +105,23 @@ def command(*args, cwd=None, env=None, **how):
     return subprocess.run([sys.executable, SCRIPT, *map(str, args)], cwd=cwd, env=env, **how)
 
 
-# Every flag's other setting: the parts deleted one at a time, and those put back.
-DELETIONS = [{flag: not on} for flag, on in gpt.FULL.items() if type(on) is bool]
-DELETIONS += [{"N_HEAD": 1}, {"N_LAYER": 1}, {"N_LAYER": 0}, {"OPTIMIZER": "sgd"}, {"DROPOUT": 0.2}]
+def start(*args, file=SCRIPT, encoding="utf-8"):
+    """python file args, without a process of its own; returns its status, output and errors."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding)
+    err = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
+    status = 0
+    argv = mock.patch.object(sys, "argv", [str(file), *map(str, args)])
+    with argv, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(str(file), run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+        except Exception:
+            status = 1
+            traceback.print_exc()
+    out.flush()
+    err.flush()
+    return status, out.buffer.getvalue().decode(encoding), err.buffer.getvalue().decode()
 
 
 def build(vocab_size=11):
@@ -90,7 +136,7 @@ def build(vocab_size=11):
 @torch.no_grad()
 def leaks(model):
     """Whether any output of model depends, to the last bit, on a later input."""
-    place = torch.arange(model.flags["BLOCK_SIZE"])
+    place = torch.arange(model.block_size)
     past = place < place[:, None]  # row t keeps what stands before t; all from t on is changed
     ids = place.expand(past.shape) % model.wte.num_embeddings
     changed = torch.where(past, ids, (ids + 1) % model.wte.num_embeddings)

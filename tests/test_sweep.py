@@ -1,4 +1,4 @@
-"""tests/deletions.py: the sweep, the ladder and their pictures."""
+"""tests/lab/sweep.py: the sweep, its table, the ladder and the pictures."""
 
 import itertools
 import json
@@ -6,296 +6,305 @@ import math
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
-import deletions
 import pytest
-from conftest import SCRIPT, TINY, words
+import sweep
+import torch
+from conftest import TINY
 
 import gpt
 
-SMALL = TINY | {"N_HEAD": 4, "N_LAYER": 3, "DEVICE": "cpu"}
-del SMALL["SAMPLE"]
-ARGS = [f"--{flag.lower()}={value}" for flag, value in SMALL.items()]
-SIZES = "N_EMBD=8 BLOCK_SIZE=8 BATCH_SIZE=4"
-FOUR = [{}, {"N_HEAD": 1}, {"POSITION": False}, {"ROTARY": False}]
+
+def record(loss, seed=1, curve=(), steps=2000, data="d", started=1.0, name="", **flags):
+    """A record as gpt.py writes it. Its name is given only where flags do not tell it."""
+    flags = gpt.FULL | flags
+    name = name or gpt.name_run(flags)
+    run = dict(name=name, flags=flags, seed=seed, data=data, steps=steps, params=1234)
+    run |= dict(vocab="x" * 65, started=started, curve=list(curve) or [[steps, 5.0, loss]])
+    return run | dict(val_loss=loss, seconds=60.0)
+
+
+def write(*records, path="runs.jsonl"):
+    lines = [json.dumps(line) if type(line) is dict else line for line in records]
+    Path(path).write_text("\n".join(lines) + "\n")
 
 
 def lines():
-    """The records of runs.jsonl."""
-    path = Path("runs.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def recorded():
-    """What the runs in runs.jsonl differ in from the full model but for SIZES, their seeds and
-    steps."""
-    runs = [(run["name"].replace(SIZES, ""), run["seed"], run["steps"]) for run in lines()]
-    return [(name.strip() or "full", seed, steps) for name, seed, steps in runs]
+    """The records in runs.jsonl."""
+    return [json.loads(line) for line in Path("runs.jsonl").read_text().splitlines()]
 
 
 def rows(out):
-    """The rows of the one table at the end of the output: names, without SIZES, to losses."""
-    before, table = re.split(r"\n +loss    cost  spread  seeds  name\n", out)
-    table = re.sub(r"\n {33}", " ", table)
-    found = re.findall(r"^ *([\d.]+).{24}(.+)$", table, re.MULTILINE)
-    return {row[1].replace(SIZES, "").strip() or "full": float(row[0]) for row in found}
+    """The table at the end of the output: the words of each row."""
+    _, head, table = re.split(r"( +loss +(?:cost|change) +seeds  parameters  name\n)", out)
+    return [re.split(" {2,}", row.strip()) for row in table.splitlines()]
 
 
-# The sweep.
-def test_the_cuts_are_the_full_model_and_every_other_setting():
-    first, *cuts = deletions.CUTS
+@pytest.fixture(autouse=True)
+def shipped(monkeypatch):
+    """A reader's edit of gpt.py is in the name of every run. Here it is not."""
+    monkeypatch.setattr(gpt, "SHIPPED", gpt.hash_code(gpt.SOURCE))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder to stand in."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def trained(text, monkeypatch):
+    """The flags that gpt.main was called with, in a list. Nothing is trained: a record is written,
+    and where trained.stop holds a number, so many runs later Ctrl-C is pressed."""
+
+    class Trained(list):
+        stop = math.inf
+
+    calls = Trained()
+
+    def main(**flags):
+        calls.append(flags)
+        run = record(2.0, flags["SEED"], steps=flags["STEPS"], data=sweep.hash_text())
+        run["flags"] = {flag: flags[flag] for flag in gpt.FULL}
+        run["name"] = gpt.name_run(run["flags"])
+        if len(calls) > calls.stop:
+            run["steps"] = 7
+        with open("runs.jsonl", "a") as file:
+            file.write(json.dumps(run) + "\n")
+        print("what gpt.py prints")
+        return None, run["vocab"], run
+
+    monkeypatch.setattr(gpt, "main", main)
+    return calls
+
+
+# Training.
+def test_the_deletions_are_the_full_model_and_every_other_setting():
+    changes = [flags for _, flags in sweep.deletions()]
     switches = {flag: [not on] for flag, on in gpt.FULL.items() if type(on) is bool}
     del switches["BFLOAT16"]
     switches |= {"N_HEAD": [1], "N_LAYER": [1, 0], "OPTIMIZER": ["sgd"]}
     want = [{flag: value} for flag, values in switches.items() for value in values]
-    assert first == {} and len(cuts) == 21
-    assert sorted(cuts, key=str) == sorted(want, key=str)
+    assert changes[0] == {} and sorted(changes[1:], key=str) == sorted(want, key=str)
+    assert {"NORM": False} in changes and {"BIAS": True} in changes
 
 
-def test_a_sweep_runs_each_once_and_shows_one_table(text, capsys, monkeypatch):
-    monkeypatch.setattr(deletions, "CUTS", FOUR)
-    gpt.main(**SMALL, POSITION=False, SEED=2)  # one is there before
-    os.remove("gpt.pt")
-    capsys.readouterr()
-    deletions.main([*ARGS, "--seeds=2"])
-    out = capsys.readouterr().out
-    names = ["full", "N_HEAD=1", "POSITION=False", "ROTARY=False"]
-    first = ("POSITION=False", 2, 2)
-    plan = [(name, seed, 2) for seed in (1, 2) for name in names]
-    assert recorded() == [first, *(run for run in plan if run != first)]
-    begun = [row.split("; now ")[0] for row in out.splitlines()[:7]]
-    assert begun == [f"{7 - n} of 8 runs left, about 0 minutes" for n in range(7)]
-    losses = {name: [] for name in names}
-    for (name, _, _), run in zip(recorded(), lines(), strict=True):
-        losses[name].append(run["val_loss"] / 2)
-    assert rows(out) == pytest.approx({name: sum(losses[name]) for name in names}, abs=0.00051)
+def test_a_reader_s_own_flag_is_swept_and_drawn(trained, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setitem(gpt.FULL, "RMSNORM", False)
+    monkeypatch.setattr(gpt, "RMSNORM", False, raising=False)
+    sweep.main([])
+    assert ["2.000", "+0.000", "1", "1,234", "RMSNORM=True"] in rows(capsys.readouterr().out)
+    sweep.main(["--table", "--names", "RMSNORM=True", "--rmsnorm"])
+    assert len(rows(capsys.readouterr().out)) == 1
+    axis = sweep.main(["--bars", "bars.png"]).axes[0]
+    assert "RMSNORM=True" in [label.get_text() for label in axis.get_yticklabels()]
+
+
+def test_a_sweep_trains_each_with_each_seed_and_the_flags_given(trained, capsys):
+    sweep.main(["--seeds=2", "--seed=5", "--steps=30", "--n-embd=32", "--bias"])
+    want = []
+    for seed in (5, 6):
+        for _, changes in sweep.deletions():
+            flags = gpt.FULL | {"N_EMBD": 32, "BIAS": True} | changes
+            want.append((gpt.name_run(flags), seed))
+    want = list(dict.fromkeys(want))  # BIAS=True is the base, and is trained once
+    assert [(run["name"], run["seed"]) for run in lines()] == want and len(want) == 42
+    for flags in trained:
+        assert (flags["STEPS"], flags["SAMPLE"], flags["N_EMBD"]) == (30, 0, 32)
+        assert not Path(flags["CHECKPOINT"]).is_relative_to(Path.cwd())
     assert sorted(os.listdir()) == ["input.txt", "runs.jsonl"]
-    deletions.main([*ARGS, "--seeds=2"])
-    again = capsys.readouterr().out
-    assert len(lines()) == 8 and again == out[out.index("\n\n") + 1 :]
-    deletions.main([*ARGS, "--seed=3"])
-    assert len(lines()) == 12 and all(seed == 3 for _, seed, _ in recorded()[8:])
-
-
-@pytest.mark.parametrize(
-    "other", [{"steps": 7}, {"seed": 7}, {"data": "7"}, {"code": "7"}, {"name": "7"}], ids=str
-)
-def test_a_run_of_anything_else_does_not_count(other, text):
-    deletions.sweep([{}], 1, SMALL)
-    (run,) = lines()
-    Path("runs.jsonl").write_text(json.dumps(run | other) + "\n")
-    assert deletions.sweep([{}], 1, SMALL).keys() == {(SIZES, 1)}
-    like = lines()[1] | {key: run[key] for key in ("seconds", "started")}
-    assert len(lines()) == 2 and like == run
-    deletions.sweep([{}], 1, SMALL)
-    assert len(lines()) == 2
-
-
-def test_another_text_and_other_steps_are_run_anew(text, capsys):
-    for n, change in enumerate([{}, {"STEPS": 3}, {"DATA": "other.txt"}, {"N_EMBD": 16}], 1):
-        Path("other.txt").write_text(words(seed=1))
-        assert len(deletions.sweep([{}], 1, SMALL | change)) == 1
-        assert len(lines()) == n
-    assert capsys.readouterr().out.count("1 of 1 runs left; now N_EMBD") == 4
-
-
-def test_a_cut_that_the_flags_given_make_already_is_run_once(text):
-    deletions.sweep([*FOUR, {"NORM": False}], 1, SMALL | {"NORM": False})
-    names = [name.replace("NORM=False", "-") for name, *_ in recorded()]
-    assert names == ["-", "N_HEAD=1 -", "POSITION=False -", "ROTARY=False -"]
-
-
-def test_the_minutes_that_are_left(text, capsys):
-    gpt.main(**SMALL)
-    run = lines()[0] | {"seconds": 600}
-    Path("runs.jsonl").write_text(json.dumps(run) + "\n")
-    capsys.readouterr()
-    deletions.sweep(FOUR, 1, SMALL)
     out = capsys.readouterr().out
-    assert re.findall(r"(\d) of 4 runs left, about (\d+) min", out) == [
-        ("3", "30"),
-        ("2", "10"),
-        ("1", "3"),
+    table = rows(out)
+    assert "what gpt.py prints" not in out and len(table) == 21
+    assert {row[1] for row in table} == {"+0.000 ± 0.000"}  # all have costs, whatever the width
+    assert table[0][4] == "N_EMBD=32 BIAS=True"
+
+
+def test_what_is_recorded_is_not_trained_again(trained, capsys):
+    sweep.main(["--steps=30"])
+    whole = Path("runs.jsonl").read_text().splitlines()
+    Path("runs.jsonl").write_text("\n".join([*whole[:9], whole[9][:99], "{}", *whole[12:], ""]))
+    del trained[:]
+    capsys.readouterr()
+    sweep.main(["--steps=30"])
+    out = capsys.readouterr().out
+    missing = [json.loads(line)["name"] for line in whole[9:12]]
+    assert [gpt.name_run({flag: run[flag] for flag in gpt.FULL}) for run in trained] == missing
+    assert out.startswith("3 of 22 runs left\n2 left, about 2 minutes; done: ")
+    sweep.main(["--steps=30"])
+    again = capsys.readouterr().out
+    assert len(trained) == 3 and again == out[out.index("\n\n") + 1 :]
+
+
+@pytest.mark.parametrize("other", [{"steps": 7}, {"seed": 7}, {"data": "7"}, {"name": "7"}])
+def test_a_run_of_anything_else_does_not_count(other, trained):
+    sweep.main(["--steps=30"])
+    write(*[run | other for run in lines()])
+    sweep.main(["--steps=30"])
+    assert len(trained) == 44
+
+
+def test_a_run_that_ctrl_c_stopped_is_no_part_of_the_sweep(trained, capsys):
+    trained.stop = 2
+    sweep.main(["--steps=30"])
+    out = capsys.readouterr().out
+    assert [run["steps"] for run in lines()] == [30, 30, 7]
+    assert "20 left, about 20 minutes; done: ATTENTION=False" in out and len(rows(out)) == 2
+    trained.stop = math.inf
+    sweep.main(["--steps=30"])
+    assert lines()[3]["name"] == lines()[2]["name"] == "QUERY_KEY=False" and len(lines()) == 23
+
+
+def test_ctrl_c_before_there_is_anything(text, monkeypatch, capsys):
+    monkeypatch.setattr(gpt, "main", lambda **_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as end:
+        sweep.main([])
+    out, err = capsys.readouterr()
+    assert (end.value.code, out) == (2, "22 of 22 runs left\n") and "no run" in err
+
+
+def test_two_processes_train_what_one_trains(text):
+    """Real runs, which keep no model."""
+    plan = []
+    for n, changes in enumerate([{}, {"N_LAYER": 0}, {"NORM": False}]):
+        run = dict(STEPS=2, SEED=1, DEVICE="cpu", DATA="input.txt", CHECKPOINT=f"{n}.pt")
+        plan.append(gpt.FULL | TINY | changes | run)
+        del plan[-1]["SAMPLE"]
+    of_one = {run["name"]: run["val_loss"] for run in sweep.train_all(plan, 1)}
+    of_two = {run["name"]: run["val_loss"] for run in sweep.train_all(plan, 2)}
+    assert of_one == {name.partition(" CODE")[0]: loss for name, loss in of_two.items()}
+    assert len(of_one) == 3 and len(lines()) == 6
+    assert sorted(os.listdir()) == ["input.txt", "runs.jsonl"]
+
+
+def test_the_other_way_is_told_by_titles(trained, capsys):
+    sweep.main(["--other-way", "--n-head=2"])
+    changes = [{}, {"N_EMBD": 128}, {"N_LAYER": 6}, {"BLOCK_SIZE": 256}, {"BATCH_SIZE": 16}]
+    changes += [{"GELU": False}, {"PRE_NORM": False}]
+    assert [run["flags"] for run in lines()] == [gpt.FULL | {"N_HEAD": 2} | c for c in changes]
+    table = rows(capsys.readouterr().out)
+    assert [row[-1] for row in table] == [title for title, _ in sweep.OTHER_WAY]
+
+
+# The table.
+def test_the_table_by_hand_with_seeds_missing(folder, capsys):
+    write(
+        *[record(loss, seed) for seed, loss in enumerate([1.7, 1.8, 1.75], 1)],
+        *[record(loss, seed, NORM=False) for seed, loss in enumerate([1.8, 2.1], 1)],
+        *[record(loss, seed, MLP=False) for seed, loss in enumerate([1.85, 1.95, 5, 4], 3)],
+        record(1.6, 4, BIAS=True),
+        record(None, 1, SCALE=False),
+        record(None, 1, TIE=False),
+        record(1.9, 2, TIE=False),
+    )
+    sweep.main(["--table"])
+    assert rows(capsys.readouterr().out) == [
+        ["1.750", "+0.000 ± 0.000", "3", "1,234", "full"],
+        ["1.900", "+0.100", "1", "1,234", "TIE=False (1 of 2 seeds diverged)"],
+        # 1.85 - 1.75, and the mean of 1.85, 1.95, 5 and 4
+        ["3.200", "+0.100", "1 of 4", "1,234", "MLP=False"],
+        # costs 0.1 and 0.3: their deviation is 0.1 * sqrt(2), and that over sqrt(2) is 0.1
+        ["1.950", "+0.200 ± 0.100", "2", "1,234", "NORM=False"],
+        ["1.600", "1", "1,234", "BIAS=True"],
+        ["diverged", "0", "1,234", "SCALE=False"],
     ]
 
 
-def test_what_was_killed_goes_on_and_repeats_no_finished_run(text, monkeypatch):
-    """Even if the last line was half written. A kill is an exception that nothing catches."""
-    train, left = gpt.train, [1, 2, 3]
-
-    def killed(*args):
-        left.pop()  # the fourth run raises IndexError
-        return train(*args)
-
-    monkeypatch.setattr(gpt, "train", killed)
-    with pytest.raises(IndexError):
-        deletions.sweep(deletions.CUTS, 1, SMALL)
-    monkeypatch.setattr(gpt, "train", train)
-    assert len(lines()) == 3
-    whole = Path("runs.jsonl").read_text().splitlines()
-    Path("runs.jsonl").write_text("\n".join([*whole[:2], whole[2][:99], "{}"]) + "\n")
-    done = deletions.sweep(deletions.CUTS, 1, SMALL)
-    new = Path("runs.jsonl").read_text().splitlines()[4:]
-    assert [json.loads(line)["name"] for line in [*whole[:2], *new]] == [name for name, _ in done]
-    assert len(done) == len(deletions.CUTS) == 2 + len(new)
-
-
-def test_ctrl_c_in_a_run_ends_the_sweep_with_the_table(text, monkeypatch, capsys):
-    """The run that was stopped is recorded, of fewer steps, and is done anew the next time."""
-    evaluate, calls = gpt.evaluate, itertools.count(1)
-
-    def interrupted(*args):
-        if next(calls) == 13:  # the third of ten in the second run
-            signal.raise_signal(signal.SIGINT)
-        return evaluate(*args)
-
-    monkeypatch.setattr(gpt, "evaluate", interrupted)
-    deletions.main([*ARGS, "--steps=20"])
+def test_edits_notes_and_names_that_are_no_deletions_are_in_the_table(folder, capsys):
+    write(
+        record(1.9, name="NORM=False CODE=1a2b3c4d", NORM=False),
+        record(1.8, name="CODE=1a2b3c4d"),
+        record(2.0, NOTE="no = sign"),
+        record(1.7),
+        record(2.2, N_EMBD=32, MLP=False),
+    )
+    sweep.main(["--table"])
     out = capsys.readouterr().out
-    second = deletions.name(deletions.CUTS[1])
-    assert recorded() == [("full", 1, 20), (second, 1, 6)] and list(rows(out)) == ["full"]
-    deletions.sweep(deletions.CUTS[:2], 1, SMALL | {"STEPS": 20})
-    assert recorded()[2:] == [(second, 1, 20)]
+    assert [row[1] for row in rows(out)] == ["+0.000", "+0.100", "+0.200", "+0.300", "+0.500"]
+    sweep.main(["--table", "--names", "full", "NOTE='no = sign'"])
+    assert [row[1] for row in rows(capsys.readouterr().out)] == ["+0.000", "+0.300"]
 
 
-def test_ctrl_c_before_anything_is_finished_shows_no_table(text, monkeypatch, capsys):
-    monkeypatch.setattr(gpt, "GPT", lambda _: signal.raise_signal(signal.SIGINT))
-    deletions.main(ARGS)
-    assert capsys.readouterr() == ("22 of 22 runs left; now " + SIZES + "\n", "")
+def test_several_files_and_the_newest_of_each_seed(folder, capsys):
+    write(record(1.7), record(2.0, started=3.0, NORM=False), path="a.jsonl")
+    write("", "7", '{"name": "full"}', '{"name', record(1.9, NORM=False), path="b.jsonl")
+    write(record(1.8, 2), record(2.2, 2, NORM=False), path="c.jsonl")
+    sweep.main(["--table", "a.jsonl", "b.jsonl", "c.jsonl"])
+    norm = rows(capsys.readouterr().out)[1]
+    assert norm == ["2.100", "+0.350 ± 0.050", "2", "1,234", "NORM=False"]
 
 
-def test_the_command_itself_and_ctrl_c(text):
-    command = [sys.executable, str(SCRIPT.with_name("tests") / "deletions.py"), *ARGS]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    how = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-    sweep = subprocess.Popen([*command, "--steps=100"], **how)
-    while sweep.poll() is None and "now N_HEAD=1" not in sweep.stdout.readline():
-        pass
-    sweep.send_signal(signal.SIGINT)
-    out, err = sweep.communicate(timeout=60)
-    assert (sweep.returncode, err) == (0, "") and 1 <= len(lines()) < 22
-    assert "full" in rows(out)
+def test_the_runs_of_which_there_are_most_or_those_asked_for(folder, capsys):
+    write(
+        *[record(1.1, started=2.0, steps=500), record(1.2, seed=2, steps=500)],
+        *[record(1.3, steps=500, N_EMBD=32), record(1.5, steps=500, N_EMBD=32, NORM=False)],
+        *[record(1.6, data="e"), record(1.7, seed=2, data="e"), record(1.8)],
+    )
+    costs = {}
+    for args in ["", "--seed 2", "--n-embd 32", "--steps 2000"]:
+        sweep.main(["--table", *args.split()])
+        costs[args] = {row[-1]: row[1] for row in rows(capsys.readouterr().out)}
+    assert costs[""].keys() == {"full", "N_EMBD=32", "NORM=False N_EMBD=32"}
+    assert costs["--n-embd 32"] == {"N_EMBD=32": "+0.000", "NORM=False N_EMBD=32": "+0.200"}
+    assert list(costs["--seed 2"]) == list(costs["--steps 2000"]) == ["full"]
 
 
 @pytest.mark.parametrize(
     "args, word",
     [
         (["--seeds=0"], "--seeds"),
+        (["--jobs=0"], "--jobs"),
         (["--steps=0"], "--steps"),
         (["--steps=-1"], "STEPS"),
         (["--wat"], "--wat"),
         (["--checkpoint=x.pt"], "--checkpoint"),  # a sweep keeps no model
         (["--n-embd=9"], "N_EMBD"),
         (["--data=no.txt"], "no.txt"),
-        (["--plot=x.png", "--steps=9"], "--plot"),
-        (["--plot=x.png"], "runs.jsonl"),
-        (["--ladder", "--plot=x.png"], "runs.jsonl"),
-        (["--other-way", "--plot=x.png"], "runs.jsonl"),
         (["--other-way", "--ladder"], "--ladder"),
+        (["--ladder", "--bars=x.png"], "--plot"),
+        (["--bars=x.png", "--plot=x.png"], "--plot"),
+        (["--names", "full"], "--names"),
+        (["--table", "a.jsonl", "--bars=x.png"], "compare"),
+        (["--table"], "runs.jsonl"),
+        (["--table", "a.jsonl", "--steps=9"], "no such runs"),
+        (["--table", "a.jsonl", "--names", "nobody"], "nobody"),
+        (["--table", "a.jsonl", "--other-way", "--n-layer=9"], "no such runs"),
+        (["--table", "a.jsonl", "--plot=no/folder.png"], "folder"),
+        (["--table", "a.jsonl", "--plot=x.xyz"], "xyz"),
     ],
     ids=str,
 )
 def test_bad_input_gets_one_line(args, word, text, capsys):
+    write(record(1.7), path="a.jsonl")
     with pytest.raises(SystemExit) as end:
-        deletions.main(args)
+        sweep.main(args)
     out, err = capsys.readouterr()
-    assert end.value.code == 2 and os.listdir() == ["input.txt"] and out.count("\n") < 2
-    assert re.fullmatch(r"(deletions|gpt)\.py: error: .+\n", err) and word in err
+    assert end.value.code == 2 and sorted(os.listdir())[:2] == ["a.jsonl", "input.txt"]
+    assert re.fullmatch(r"sweep\.py: error: .+\n", err) and word in err
 
 
-def test_help_is_the_docstring(capsys):
-    with pytest.raises(SystemExit):
-        deletions.main(["--help"])
-    assert capsys.readouterr().out.startswith(deletions.__doc__.strip())
-
-
-# The ladder.
-def test_each_rung_adds_to_the_one_before_what_it_says():
-    titles = list(deletions.LADDER)
-    bigram, average, *rest = rungs = [gpt.FULL | off for off in deletions.LADDER.values()]
-    assert bigram == gpt.FULL | {"N_LAYER": 0} and rungs[-1] == gpt.FULL
-    off = "POSITION ROTARY NORM RESIDUAL MLP QUERY_KEY PROJECTION".split()
-    assert average == gpt.FULL | dict.fromkeys(off, False) | {"N_LAYER": 1, "N_HEAD": 1}
-    words = ["queries and keys, learned positions", "heads", "projection, feed-forward"]
-    words += ["residual", "norm", "three blocks", "rotary"]
-    added = [
-        {"QUERY_KEY": True, "POSITION": True},
-        {"N_HEAD": 4},
-        {"PROJECTION": True, "MLP": True},
-    ]
-    added += [{"RESIDUAL": True}, {"NORM": True}, {"N_LAYER": 3}, {"ROTARY": True}]
-    assert "bigram" in titles[0] and "average" in titles[1] and len(titles) == 9
-    for title, word, before, after, flags in zip(
-        titles[2:], words, rungs[1:], rest, added, strict=False
-    ):
-        assert word in title
-        assert {flag: after[flag] for flag in gpt.FULL if after[flag] != before[flag]} == flags
-
-
-def test_the_ladder_is_climbed_in_its_order(text, capsys):
-    args = [*ARGS, "--ladder", "--steps=20", "--seeds=2"]
-    deletions.main(args)
-    *begun, blank, head = capsys.readouterr().out.splitlines()[:20]
-    runs = lines()
-    names = [deletions.name(gpt.FULL | SMALL | off) for off in deletions.LADDER.values()]
-    assert [run["name"] for run in runs] == names * 2 and len({*names}) == 9 == names.index(
-        SIZES
-    ) + 1
-    assert [run["seed"] for run in runs] == [1] * 9 + [2] * 9
-    assert sorted(os.listdir()) == ["input.txt", "runs.jsonl"]
-    assert [row.split("; now ")[1] for row in begun] == names * 2
-    deletions.main(args)  # runs nothing, and shows the same table
-    again, header, *table = capsys.readouterr().out.splitlines()
-    assert (again, header, head.split()) == (blank, head, ["loss", "change"])
-    losses = [(runs[n]["val_loss"] + runs[n + 9]["val_loss"]) / 2 for n in range(9)]
-    for n, (row, title) in enumerate(zip(table, deletions.LADDER, strict=True)):
-        change = f"{losses[n] - losses[n - 1]:+.3f}" if n else ""
-        assert row == f"{losses[n]:8.3f}{change:>8}  {title}"
-    pytest.importorskip("matplotlib")
-    figure = deletions.main(["--ladder", "--plot=ladder.png"])
-    ends = [text.get_text().partition(" ")[2] for text in figure.axes[0].texts]
-    assert sorted(ends) == sorted(deletions.LADDER) and os.path.getsize("ladder.png") > 10_000
-
-
-def test_a_rung_that_diverged(capsys):
-    runs = {}
-    for n, off in enumerate(deletions.LADDER.values()):
-        runs[deletions.name(off), 1] = {"val_loss": None if n == 1 else 3 - n / 4}
-    deletions.climb(runs, {})
-    table = capsys.readouterr().out.splitlines()[2:]
-    assert [row[:16].split() for row in table[:4]] == [
-        ["3.000"],
-        ["nan", "+nan"],
-        ["2.500"],
-        ["2.250", "-0.250"],
-    ]
+def test_without_matplotlib(folder, monkeypatch, capsys):
+    write(record(1.7))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SystemExit) as end:
+        sweep.main(["--plot=curves.png"])
+    assert end.value.code == 2 and "pip install" in capsys.readouterr().err
 
 
 # The pictures.
-def record(loss, steps=30, curve=None, seed=1, **flags):
-    """A record of a run of three evaluations, or of the losses given."""
-    curve = [loss + 1, loss + 0.5, loss] if curve is None else curve
-    rows = [[steps * (n + 1) // len(curve), 5.0, value] for n, value in enumerate(curve)]
-    flags = gpt.FULL | flags
-    run = dict(name=deletions.name(flags), seed=seed, flags=flags, code="c", data="d", steps=steps)
-    return run | dict(val_loss=loss, curve=rows, seconds=1.0)
-
-
 @pytest.fixture
-def drawn(tmp_path, monkeypatch):
-    """drawn(*records) is the axis of their picture: coloured curves and labels, grey curves, and a
-    caption. It is in a file, too, and its labels lie in it, beside one another."""
-    monkeypatch.chdir(tmp_path)
+def drawn(folder):
+    """drawn("--plot", *records) is the axis of their picture. It is in a file, too, and what is
+    written in it lies in it, and not one thing on another."""
     extent = pytest.importorskip("matplotlib.text").Text.get_window_extent  # without its line
 
-    def draw(*records, option=None):
-        written = [line if type(line) is str else json.dumps(line) for line in records]
-        Path("runs.jsonl").write_text("\n".join(written) + "\n")
-        figure = deletions.main(["--plot=curves.png"] + ([option] if option else []))
-        assert Path("curves.png").read_bytes().startswith(b"\x89PNG")
+    def draw(option, *records, args=()):
+        write(*records)
+        figure = sweep.main([option, "picture.png", *args])
+        assert Path("picture.png").read_bytes().startswith(b"\x89PNG")
         (axis,) = figure.axes
         figure.draw_without_rendering()
         boxes = [extent(text) for text in axis.texts]
@@ -309,113 +318,85 @@ def drawn(tmp_path, monkeypatch):
 
 
 def labels(axis):
-    """What is written at the ends of the coloured curves, and the curves' heights there."""
-    ends = {text.get_color(): text for text in axis.texts}
-    assert len(ends) == len(axis.texts)  # no two of a colour
-    found = {}
+    """The curves with labels: {label: [(step, loss), ...]}, and their colours."""
+    curves = {}
     for line in axis.lines:
-        if line.get_color() in ends:
-            text = ends.pop(line.get_color())
-            assert text.xy == (line.get_xdata()[-1], line.get_ydata()[-1])
-            found[text.get_text()] = list(line.get_ydata())
-    assert not ends
-    return found
+        points = list(zip(line.get_xdata(), line.get_ydata(), strict=True))
+        for text in axis.texts:
+            if text.get_color() == line.get_color() and text.xy[0] == points[-1][0]:
+                curves[text.get_text()] = points
+    return curves
 
 
-def test_the_full_model_and_six_deletions_have_colours_and_the_rest_is_grey(drawn):
-    losses = [1.6 + 0.3 * (n % 7) / (1 + n) for n in range(len(deletions.CUTS))]
-    axis = drawn(*(record(loss, **cut) for loss, cut in zip(losses, deletions.CUTS, strict=True)))
-    names = {deletions.name(cut): loss for loss, cut in zip(losses, deletions.CUTS, strict=True)}
-    del names["CAUSAL=False"]
-    costly = sorted(names, key=names.get)[-6:]
-    want = [f"{names[name]:.3f} {name}" for name in ["full", *costly]]
-    assert sorted(labels(axis)) == sorted(want)
-    grey = [line for line in axis.lines if line.get_color() == deletions.GREY]
-    assert len(grey) == len(names) - 7 and all(line.get_alpha() < 1 for line in grey)
-    caption = axis.get_title("left").replace("\n", " ")
-    assert "Grey: 14 more." in caption and "CAUSAL=False" in caption and "1 seed," in caption
-
-
-def test_a_curve_is_the_mean_of_its_seeds(drawn):
-    runs = [record(1.5, seed=1), record(1.0, seed=2), record(1.7, seed=2), record(2.0, MLP=False)]
-    axis = drawn(*runs)  # of a seed that was run twice the newest counts
-    curves = labels(axis)
-    assert curves["1.600 full"] == pytest.approx([2.6, 2.1, 1.6])
-    assert curves["2.000 MLP=False"] == pytest.approx([3.0, 2.5, 2.0])
-    assert "2 seeds" in axis.get_title("left")
-
-
-@pytest.mark.parametrize("other", [{"data": "e"}, {"code": "e"}, {"steps": 60}], ids=str)
-def test_the_runs_of_which_there_are_most_are_drawn(other, drawn):
-    """Of as many, the newest."""
-    old, new = record(1.6), record(1.7) | other
-    most = [record(1.8, MLP=False, seed=seed) for seed in (1, 2)]
-    both = ["1.600 full", "1.700 full", "1.800 MLP=False"]
-    assert sorted(labels(drawn(old, new))) == both[1:2]
-    assert sorted(labels(drawn(old, *most, new))) == [both[0], both[2]]
-    assert sorted(labels(drawn(old, *(run | other for run in most), new))) == both[1:]
-
-
-@pytest.mark.parametrize("line", ['{"name": "fu', "", "7", "[]", "{}", "\0"])
-def test_a_line_that_is_no_record_is_skipped(line, drawn):
-    assert list(labels(drawn(record(1.6), line))) == ["1.600 full"]
-
-
-def test_another_width(drawn):
-    small = dict(N_EMBD=32, BATCH_SIZE=4)
-    axis = drawn(record(1.6), record(1.7, **small), record(1.9, NORM=False, **small))
-    assert sorted(labels(axis)) == ["1.700 full", "1.900 NORM=False"]
-    assert "N_EMBD=32 BATCH_SIZE=4." in axis.get_title("left")
-
-
-def test_one_evaluation_is_a_point(drawn):
-    axis = drawn(record(1.6, curve=[1.6], steps=1), record(1.6, curve=[1.6], steps=1, NORM=False))
-    assert sorted(labels(axis)) == ["1.600 NORM=False", "1.600 full"]
-    assert all(line.get_marker() == "." for line in axis.lines)
-
-
-@pytest.mark.parametrize("curve", [[4.0, 99.0, None], [4.0, math.inf, 3.0]], ids=str)
-def test_what_diverged_is_left_out_and_named(curve, drawn):
-    wild = record(None, curve=curve, seed=2, OPTIMIZER="sgd")
-    axis = drawn(record(1.6), record(1.7, OPTIMIZER="sgd"), wild)
-    assert list(labels(axis)) == ["1.600 full"] and len(axis.lines) == 1
-    assert "diverged: OPTIMIZER='sgd'." in axis.get_title("left")
-
-
-def test_the_ladder_alone_and_the_deletions_without_its_rungs(drawn):
-    rungs = list(deletions.LADDER.items())
-    runs = [record(3 - n / 500, **off) for n, (_, off) in enumerate(rungs)]  # ends lie together
-    runs += [record(1.9, MLP=False), record(2.1, MLP=False, RESIDUAL=False)]
-    climbed = labels(drawn(*runs, option="--ladder"))
-    assert sorted(climbed) == sorted(
-        f"{3 - n / 500:.3f} {title}" for n, (title, _) in enumerate(rungs)
+def test_a_curve_is_the_mean_of_its_seeds_from_the_known_start(drawn, capsys):
+    """Its label is the loss of the table: of each run's best look, not of its last."""
+    axis = drawn(
+        "--plot",
+        record(1.5, 1, [[100, 9.0, 3.0], [200, 9.0, 1.5], [300, 9.0, 1.7]]),
+        record(1.6, 2, [[100, 9.0, 2.0], [200, 9.0, 1.7], [300, 9.0, 1.6]]),
+        record(2.0, NORM=False),
     )
-    names = ["full", "MLP=False", "RESIDUAL=False MLP=False", "N_LAYER=0", "ROTARY=False"]
-    assert sorted(label.split(" ", 1)[1] for label in labels(drawn(*runs))) == sorted(names)
+    curves = labels(axis)
+    start = (0, pytest.approx(math.log(65)))
+    assert curves["1.550 full"] == [start, (100, 2.5), (200, 1.6), (300, pytest.approx(1.65))]
+    assert curves["2.000 NORM=False"] == [start, (2000, 2.0)]
+    sweep.main(["--table"])
+    assert rows(capsys.readouterr().out)[0][0] == "1.550"
+    assert axis.get_xlim()[0] == 0
 
 
-def test_a_ladder_that_was_not_climbed_to_its_end(drawn):
-    runs = [record(2.0, **off) for off in list(deletions.LADDER.values())[:3]]
-    assert len(labels(drawn(*runs, option="--ladder"))) == 3
+def test_what_diverged_does_not_flatten_the_others(drawn):
+    wild = [[100, 9.0, 3.0], [200, 9.0, 1e9], [300, 9.0, math.nan]]
+    tame = [[100, 9.0, 2.5], [200, 9.0, 2.0], [300, 9.0, 1.5]]
+    runs = record(1.5, 1, tame), record(3.0, 1, wild, SCALE=False)
+    runs += record(1.5, 1, tame, MLP=False), record(3.0, 2, wild, MLP=False)
+    axis = drawn("--plot", *runs)
+    assert 4 < axis.get_ylim()[1] < 5 and 1 < axis.get_ylim()[0] < 1.5
+    assert labels(axis)["2.250 MLP=False"][-1] == (200, pytest.approx(5e8 + 1))
 
 
-def test_the_other_way_in_one_picture_whatever_the_sizes(drawn):
-    ways = {"full": {}, "twice the width": {"N_EMBD": 128}, "twice the layers": {"N_LAYER": 6}}
-    ways |= {"twice the context": {"BLOCK_SIZE": 256}, "ReLU": {"GELU": False}}
-    ways |= {"post-norm": {"PRE_NORM": False}}
-    runs = [record(2 - n / 5, **flags) for n, flags in enumerate(ways.values())]
-    runs += [record(1.5, MLP=False), record(1.2, N_EMBD=256), record(1.1, N_EMBD=128, GELU=False)]
-    ends = labels(drawn(*runs, option="--other-way"))
-    assert sorted(ends) == sorted(f"{2 - n / 5:.3f} {title}" for n, title in enumerate(ways))
+def test_of_all_runs_the_full_model_and_the_costliest_are_drawn(drawn, capsys):
+    runs = []
+    for n, (_, changes) in enumerate(sweep.deletions()):
+        runs.append(record(1.5 + n / 100, **changes))
+    names = [run["name"] for run in runs]
+    axis = drawn("--plot", *runs)
+    assert [label.partition(" ")[2] for label in labels(axis)] == ["full", *names[-6:]]
+    told = f"picture.png shows: full; {'; '.join(names[-6:])}\n"
+    told += f"Left out: {'; '.join(names[1:-6])}\n"
+    assert capsys.readouterr().out == told and "CAUSAL=False" in names[1:-6]
+    axis = drawn("--plot", *runs, args=["--names", "CAUSAL=False", "full"])
+    assert [label.partition(" ")[2] for label in labels(axis)] == ["full", "CAUSAL=False"]
 
 
-def test_the_other_way_is_run_on_top_of_the_flags_given(text):
-    Path("input.txt").write_text(words(4000))
-    deletions.main([*ARGS, "--other-way", "--steps=2", "--n-layer=2"])
-    cuts = [{}, {"N_EMBD": 128}, {"N_LAYER": 6}, {"BLOCK_SIZE": 256}]
-    cuts += [{"GELU": False}, {"PRE_NORM": False}]
-    flags = [SMALL | {"N_LAYER": 2, "STEPS": 2} | cut for cut in cuts]
-    assert [run["name"] for run in lines()] == [deletions.name(gpt.FULL | each) for each in flags]
+def test_bars_are_costs_in_their_order_with_a_dot_a_seed(drawn, capsys):
+    full = [record(1.7, 1), record(1.8, 2)]
+    runs = [record(1.9, 1, NORM=False), record(2.2, 2, NORM=False), record(1.69, 1, BIAS=True)]
+    runs += [record(0.1, 2, CAUSAL=False), record(None, 1, TIE=False), record(2.0, 1, NOTE="mine")]
+    axis = drawn("--bars", *full, *runs)
+    names = ["CAUSAL=False", "BIAS=True", "NOTE='mine'", "NORM=False"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == names
+    assert [bar.get_width() for bar in axis.patches] == pytest.approx([-1.7, -0.01, 0.3, 0.3])
+    dots = [list(line.get_xdata()) for line in axis.lines[:4]]
+    assert dots == [[pytest.approx(-1.7)], [pytest.approx(-0.01)], [pytest.approx(0.3)]] + [
+        pytest.approx([0.2, 0.4])
+    ]
+    assert [text.get_text() for text in axis.texts][2:] == ["+0.300", "+0.300 ± 0.100"]
+    assert capsys.readouterr().out.endswith("Left out: TIE=False\n")
+    assert axis.get_xscale() == "symlog"
+
+
+def test_a_part_has_one_colour_in_every_picture(drawn):
+    runs = [record(1.7), record(1.9, NORM=False), record(1.8, BIAS=True, N_EMBD=32)]
+    bars = drawn("--bars", *runs)
+    curves = drawn("--plot", *runs)
+    of_bars = {
+        name.get_text(): text.get_color()
+        for name, text in zip(bars.get_yticklabels(), bars.texts, strict=True)
+    }
+    of_curves = {text.get_text().partition(" ")[2]: text.get_color() for text in curves.texts}
+    assert of_curves == of_bars | {"full": sweep.COLOURS["full"]}
+    assert of_bars["NORM=False"] == sweep.COLOURS["NORM"]
 
 
 def test_colours_are_read_on_white_and_on_black():
@@ -427,26 +408,77 @@ def test_colours_are_read_on_white_and_on_black():
         return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
     black = luminance("#0d1117")
-    cuts = [*deletions.COLOURS, deletions.BLUE, deletions.GREY]
-    for colours in (cuts, deletions.RAINBOW):
-        assert len(set(colours)) == len(colours)
-        for colour in colours:
-            assert 1.05 / (luminance(colour) + 0.05) >= 3
-            assert (luminance(colour) + 0.05) / (black + 0.05) >= 3
-    assert len(deletions.COLOURS) == 6 and len(deletions.RAINBOW) == 9
+    colours = [*sweep.COLOURS.values(), sweep.GREY]
+    for colour in colours:
+        assert 1.05 / (luminance(colour) + 0.05) >= 3
+        assert (luminance(colour) + 0.05) / (black + 0.05) >= 3
+    assert sorted(colours) == sorted(set(colours))
+    deleted = {flag for _, changes in [*sweep.deletions(), *sweep.OTHER_WAY] for flag in changes}
+    assert deleted <= sweep.COLOURS.keys()
 
 
-@pytest.mark.parametrize("path", ["no/folder.png", "curves.xyz"])
-def test_a_picture_that_cannot_be_written(path, drawn, capsys):
-    drawn(record(1.6))
-    with pytest.raises(SystemExit) as end:
-        deletions.main([f"--plot={path}"])
-    err = capsys.readouterr().err
-    assert end.value.code == 2 and re.fullmatch(r"deletions.py: error: .+\n", err)
+# The ladder.
+def test_each_rung_adds_to_the_one_before_what_it_says():
+    titles = [title for title, _ in sweep.LADDER]
+    rungs = [gpt.FULL | flags for _, flags in sweep.LADDER]
+    added = [
+        {flag for flag in gpt.FULL if a[flag] != b[flag]} for a, b in itertools.pairwise(rungs)
+    ]
+    assert list(zip(titles[2:], added[1:], strict=True)) == [
+        ("one head, learned positions", {"QUERY_KEY"}),
+        ("rotary positions", {"ROTARY"}),
+        ("four heads", {"N_HEAD"}),
+        ("residual", {"RESIDUAL"}),
+        ("norm", {"NORM"}),
+        ("feed-forward, projection", {"MLP", "PROJECTION"}),
+        ("three blocks", {"N_LAYER"}),
+        ("tied: the full model", {"TIE"}),
+    ]
+    assert rungs[-1] == gpt.FULL and not any(rung["TIE"] for rung in rungs[:-1])
 
 
-def test_without_matplotlib(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(SystemExit) as end:
-        deletions.main(["--plot=curves.png"])
-    assert end.value.code == 2 and "pip install" in capsys.readouterr().err
+def test_the_ladder_begins_with_a_real_bigram_model(flags):
+    """A table: one row of logits for each character, from two matrices and nothing else."""
+    flags(**sweep.LADDER[0][1], N_EMBD=8)
+    model = gpt.GPT(5)
+    assert [name for name, _ in model.named_parameters()] == ["wte.weight", "lm_head.weight"]
+    table = model.wte.weight @ model.lm_head.weight.T
+    ids = torch.tensor([[3, 1, 4, 1, 0, 2]])
+    assert torch.equal(model(ids)[0], table[ids[0]])
+
+
+def test_the_second_rung_is_the_plain_average_of_the_past(flags):
+    flags(**sweep.LADDER[1][1], N_EMBD=8)
+    model = gpt.GPT(5)
+    ids = torch.tensor([[3, 1, 4, 1, 0, 2]])
+    (attention,) = model.layers
+    for t in range(1, 7):
+        x = model.wte.weight[ids[0, :t]] + model.wpe.weight[:t]
+        want = model.lm_head(attention.f.value(x.mean(0)))
+        torch.testing.assert_close(model(ids)[0, t - 1], want)
+
+
+def test_the_ladder_is_told_rung_by_rung(drawn, trained, capsys):
+    losses = [2.5, 3.25, 2.25, None, 2.125, 2.0, 1.875, 1.75, 1.625, 1.5]
+    runs = []
+    for (_, flags), loss in zip(sweep.LADDER, losses, strict=True):
+        curve = [[1000, 9.0, loss or 1e9], [2000, 9.0, loss or math.nan]]
+        runs += [record(loss, 1, curve, **flags), record(loss, 2, curve, **flags)]
+    write(*runs, record(2.0, NORM=False))
+    sweep.main(["--ladder", "--table"])
+    table = rows(capsys.readouterr().out)
+    assert [row[-1] for row in table] == [title for title, _ in sweep.LADDER]
+    assert [row[0] for row in table[:4]] == ["2.500", "3.250", "2.250", "diverged"]
+    changes = ["+0.750 ± 0.000", "-1.000 ± 0.000", "0", "2", "-0.125 ± 0.000"]
+    assert [row[1] for row in table[:6]] == ["2", *changes]
+    axis = drawn("--plot", *runs, record(2.0, NORM=False), args=["--ladder"])
+    ends = {text.get_text().partition(" ")[2]: text.get_color() for text in axis.texts}
+    assert sorted(ends) == sorted(title for title, _ in sweep.LADDER)
+    assert len(set(ends.values())) == 10 and axis.get_ylim()[1] < 5
+    parts = {"residual": "RESIDUAL", "norm": "NORM", "tied: the full model": "full"}
+    for title, part in parts.items():
+        assert ends[title] == sweep.COLOURS[part]
+    os.remove("runs.jsonl")
+    sweep.main(["--ladder", "--seeds=2", "--steps=30"])
+    names = [gpt.name_run(gpt.FULL | flags) for _, flags in sweep.LADDER]
+    assert [run["name"] for run in lines()] == names * 2

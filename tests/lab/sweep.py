@@ -1,21 +1,22 @@
-"""Train the full model and every deletion, several seeds each, and print one table of them all.
+"""Train the full model and every deletion, and print what each part is worth.
 
-    python tests/deletions.py                       a seed each
-    python tests/deletions.py --seeds 3             seeds 1, 2 and 3
-    python tests/deletions.py --steps 500 --n-embd 32    all other flags go to every run
-    python tests/deletions.py --ladder              from the bigram to the GPT in nine runs instead
-    python tests/deletions.py --other-way   twice each size, ReLU and post-norm instead
-    python tests/deletions.py --plot curves.png     draw what runs.jsonl holds; train nothing
-    python tests/deletions.py --ladder --plot ladder.png    its nine rungs alone
+    python tests/lab/sweep.py --seeds 3              every deletion with seeds 1, 2 and 3
+    python tests/lab/sweep.py --steps 500 --n-embd 32    flags of gpt.py go to every run
+    python tests/lab/sweep.py --ladder               from the bigram model to the GPT instead
+    python tests/lab/sweep.py --other-way            twice each size, ReLU, post-norm instead
+    python tests/lab/sweep.py --table                print what runs.jsonl holds; train nothing
+    python tests/lab/sweep.py --table */runs.jsonl   of several files
+    python tests/lab/sweep.py --bars bars.png        draw the costs, with a dot for each seed
+    python tests/lab/sweep.py --plot curves.png --names full NORM=False    draw these curves
 
-It reads the text and adds to runs.jsonl in the current folder, as gpt.py does, but keeps no model
-and samples nothing. What runs.jsonl holds already is not run again, so what was stopped, by Ctrl-C
-or worse, goes on where it was. A picture shows the runs of one text, code, size and number of
-steps, those of which there are most.
+A cost is the loss less that of the base with the same seed, and ± is the standard error of its
+mean. The base is the run that differs least from the full model. Runs are added to runs.jsonl in
+the current folder. A run that is there already is not trained again, so after Ctrl-C the same
+command goes on with what is left. No model is kept.
 
-On the ladder each rung adds one thing to the rung before. Positions come with the queries and keys,
-as only those can tell them apart: learned at first, rotary at last. The bigram is that of the
-deletions, with its norm, for without one a matrix that reads and writes characters is no bigram.
+A table or a picture shows runs of one text and one number of steps: those of which there are most.
+Flags of gpt.py choose other runs, for example --steps 500. Where a name and seed were run twice,
+the newest counts.
 """
 
 import argparse
@@ -24,214 +25,412 @@ import hashlib
 import io
 import json
 import math
+import multiprocessing
+import signal
+import statistics
+import sys
 import tempfile
 import textwrap
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a bare clone has gpt.py there
 
 import gpt
 
-OTHER = {"N_HEAD": [1], "OPTIMIZER": ["sgd"], "N_LAYER": [1, 0], "BFLOAT16": []}
-CUTS = [{}]  # the full model, then every part's other settings in the order of the flags
-for flag, value in gpt.FULL.items():
-    CUTS += [{flag: v} for v in OTHER.get(flag, [not value] if type(value) is bool else [])]
-
-LADDER = {"bigram: the last character alone": {"N_LAYER": 0}}  # titles, and what is not yet there
-off = dict.fromkeys("POSITION ROTARY NORM RESIDUAL MLP QUERY_KEY PROJECTION".split(), False)
-off |= {"N_HEAD": 1, "N_LAYER": 1}
-for title, added in {
-    "+ the plain average of the past, no norm": [],
-    "+ queries and keys, learned positions": ["QUERY_KEY", "POSITION"],
-    "+ several heads": ["N_HEAD"],
-    "+ projection, feed-forward": ["PROJECTION", "MLP"],
-    "+ residual": ["RESIDUAL"],
-    "+ norm": ["NORM"],
-    "+ three blocks": ["N_LAYER"],
-    "+ rotary positions, the full model": ["ROTARY"],
-}.items():
-    off = {flag: value for flag, value in off.items() if flag not in added}
-    LADDER[title] = off
-
-OTHER_WAY = {
-    "full": {},
-    "twice the width": {"N_EMBD": 2 * gpt.FULL["N_EMBD"]},
-    "twice the layers": {"N_LAYER": 2 * gpt.FULL["N_LAYER"]},
-    "twice the context": {"BLOCK_SIZE": 2 * gpt.FULL["BLOCK_SIZE"]},
-    "ReLU": {"GELU": False},
-    "post-norm": {"PRE_NORM": False},
+OTHER_VALUES = {"N_HEAD": [1], "N_LAYER": [1, 0], "OPTIMIZER": ["sgd"]}
+# fmt: off
+LADDER = [  # each rung with what is not yet there
+    ("bigram", dict(N_LAYER=0, NORM=False, TIE=False)),
+    ("average of the past", dict(
+        QUERY_KEY=False, N_HEAD=1, PROJECTION=False, ROTARY=False, MLP=False, RESIDUAL=False,
+        NORM=False, N_LAYER=1, TIE=False)),
+    ("one head, learned positions", dict(
+        N_HEAD=1, PROJECTION=False, ROTARY=False, MLP=False, RESIDUAL=False, NORM=False, N_LAYER=1,
+        TIE=False)),
+    ("rotary positions", dict(
+        N_HEAD=1, PROJECTION=False, MLP=False, RESIDUAL=False, NORM=False, N_LAYER=1, TIE=False)),
+    ("four heads", dict(
+        PROJECTION=False, MLP=False, RESIDUAL=False, NORM=False, N_LAYER=1, TIE=False)),
+    ("residual", dict(PROJECTION=False, MLP=False, NORM=False, N_LAYER=1, TIE=False)),
+    ("norm", dict(PROJECTION=False, MLP=False, N_LAYER=1, TIE=False)),
+    ("feed-forward, projection", dict(N_LAYER=1, TIE=False)),
+    ("three blocks", dict(TIE=False)),
+    ("tied: the full model", {}),
+]
+OTHER_WAY = [
+    ("full", {}),
+    ("twice the width", dict(N_EMBD=128)),
+    ("twice the layers", dict(N_LAYER=6)),
+    ("twice the context", dict(BLOCK_SIZE=256)),
+    ("twice the batch", dict(BATCH_SIZE=16)),
+    ("ReLU", dict(GELU=False)),
+    ("post-norm", dict(PRE_NORM=False)),
+]
+COLOURS = {  # of what a run shows: read on white and on black
+    "full": "#4f7df3", "bigram": "#b07a7a", "average of the past": "#9a6a30",
+    "ATTENTION": "#e5484d", "QUERY_KEY": "#d9660a", "SCALE": "#5f8f6f", "CAUSAL": "#e0559a",
+    "FLASH": "#6f84a0", "N_HEAD": "#4d9a6a", "PROJECTION": "#c05cc8", "POSITION": "#3a9a3a",
+    "ROTARY": "#7a8a10", "MLP": "#a05bf0", "GELU": "#9b7fe0", "RESIDUAL": "#d6409f",
+    "NORM": "#a17c00", "PRE_NORM": "#8a8f3f", "DROPOUT": "#a8658f", "N_LAYER": "#0d9488",
+    "N_EMBD": "#cf5a3c", "BLOCK_SIZE": "#2f8fa8", "TIE": "#b0703a", "BIAS": "#7b8fae",
+    "SCALED_INIT": "#0e8fc0", "OPTIMIZER": "#a87350", "AVERAGE": "#8f76c8",
+    "BATCH_SIZE": "#00957a", "NOTE": "#c0507a",
 }
-
-SIZES = ["N_EMBD", "BLOCK_SIZE", "BATCH_SIZE"]
-KEYS = {"name", "seed", "flags", "code", "data", "steps", "val_loss", "curve", "seconds"}
-GREY, BLUE = "#808080", "#4f7df3"  # these and all colours below can be read on white and on black
-COLOURS = "#e5484d #a17c00 #0d9488 #d6409f #3a9a3a #a05bf0".split()
-RAINBOW = "#a05bf0 #4f7df3 #0e8fc0 #0d9488 #3a9a3a #a17c00 #d9660a #e5484d #d6409f".split()
-
-
-def name(flags):
-    """What gpt.py calls a run with these flags."""
-    differs = [flag for flag, value in gpt.FULL.items() if flags.get(flag, value) != value]
-    return " ".join(f"{flag}={flags[flag]!r}" for flag in differs) or "full"
+KEYS = {
+    "name", "flags", "seed", "data", "steps", "params", "vocab", "started", "curve", "val_loss",
+    "seconds",
+}
+# fmt: on
+GREY = "#808080"
+COSTLIEST = 6  # so many deletions are drawn beside the full model where none are chosen
 
 
-def recorded():
-    """The runs in runs.jsonl, without lines that are no whole record."""
-    path = Path("runs.jsonl")
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            run = json.loads(line)
-            if type(run) is dict and run.keys() >= KEYS:
-                yield run
+def deletions():
+    """The full model and every deletion, as (title, flags): each bool flag the other way, and
+    OTHER_VALUES. BFLOAT16 is no part. The name of the run is title enough."""
+    rows = [("", {})]
+    for flag, value in gpt.FULL.items():
+        if type(value) is bool and flag != "BFLOAT16":
+            rows.append(("", {flag: not value}))
+        for other in OTHER_VALUES.get(flag, []):
+            rows.append(("", {flag: other}))
+    return rows
 
 
-def sweep(cuts, seeds, given):
-    """Run the cuts on top of the flags given with so many seeds, from SEED on, but for those that
-    runs.jsonl holds. Returns the records of all that are finished, by name and seed."""
-    vars(gpt).update(gpt.FULL | given)
-    data = hashlib.sha256(gpt.read_text().encode()).hexdigest()[:8]
-    like = dict(steps=gpt.STEPS, data=data, code=gpt.CODE).items()
-    done = {(run["name"], run["seed"]): run for run in recorded() if like <= run.items()}
-    plan = [
-        (gpt.FULL | given | cut, given.get("SEED", 1) + n) for n in range(seeds) for cut in cuts
-    ]
-    plan = {(name(flags), seed): flags | {"SEED": seed} for flags, seed in plan}
-    done = {key: run for key, run in done.items() if key in plan}
-    left = [key for key in plan if key not in done]
-    with contextlib.suppress(KeyboardInterrupt), tempfile.TemporaryDirectory() as folder:
-        how = dict(CHECKPOINT=f"{folder}/gpt.pt", SAMPLE=0, PROMPT="")
-        for n, key in enumerate(left):
-            minutes = sum(run["seconds"] for run in done.values()) / 60 / max(len(done), 1)
-            when = f", about {minutes * (len(left) - n):.0f} minutes" if done else ""
-            print(f"{len(left) - n} of {len(plan)} runs left{when}; now {key[0]}", flush=True)
-            with contextlib.redirect_stdout(io.StringIO()):
-                _, _, run = gpt.main(**plan[key] | how)
-            if run["steps"] < gpt.STEPS:  # Ctrl-C: it is recorded, but is no part of the sweep
+def read_runs(paths):
+    """The records in these files, oldest first. A line that is no record is skipped."""
+    runs = []
+    for path in paths:
+        for line in gpt.read(path).splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                run = json.loads(line)
+                if type(run) is dict and run.keys() >= KEYS:
+                    runs.append(run)
+    return sorted(runs, key=lambda run: run["started"])
+
+
+def hash_text():
+    """The text of gpt.DATA, as a record names it."""
+    return hashlib.sha256(gpt.read_text().encode()).hexdigest()[:8]
+
+
+def one_thread():
+    """Begin a process that trains beside others. It is ended by the one that began it."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def train(flags):
+    """Train with these flags and keep no model. Returns the record."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        _, _, run = gpt.main(**flags, SAMPLE=0, PROMPT="")
+    Path(flags["CHECKPOINT"]).unlink(missing_ok=True)
+    return run
+
+
+def train_all(plan, jobs):
+    """Train with the flags of each in plan, so many at a time. Yields records as they are made."""
+    if jobs == 1:
+        yield from map(train, plan)
+    else:
+        with multiprocessing.get_context("spawn").Pool(jobs, one_thread) as pool:
+            yield from pool.imap_unordered(train, plan)
+
+
+def sweep(models, seeds, jobs):
+    """Train models, {name: flags}, with so many seeds from gpt.SEED on, until Ctrl-C; but not what
+    runs.jsonl holds. Returns {name: {seed: run}} of all that are finished."""
+    wanted = range(gpt.SEED, gpt.SEED + seeds)
+    data = hash_text()
+    done = {name: {} for name in models}
+    if Path("runs.jsonl").exists():
+        for run in read_runs(["runs.jsonl"]):
+            same = run["data"] == data and run["steps"] == gpt.STEPS and run["seed"] in wanted
+            if same and run["name"] in models:
+                done[run["name"]][run["seed"]] = run
+    seconds = [run["seconds"] for runs in done.values() for run in runs.values()]
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
+        plan = []
+        for seed in wanted:
+            for name, flags in models.items():
+                if seed not in done[name]:
+                    path = f"{folder}/{len(plan)}.pt"
+                    given = dict(SEED=seed, STEPS=gpt.STEPS, DEVICE=gpt.DEVICE, DATA=gpt.DATA)
+                    plan.append(flags | given | {"CHECKPOINT": path})
+        left = len(plan)
+        if left:
+            print(f"{left} of {len(models) * seeds} runs left", flush=True)
+        for run in train_all(plan, jobs):
+            if run["steps"] < gpt.STEPS:  # Ctrl-C: it is in runs.jsonl, but no part of the sweep
                 break
-            done[key] = run
-    return done
+            done[run["name"]][run["seed"]] = run
+            seconds.append(run["seconds"])
+            left -= 1
+            minutes = statistics.mean(seconds) * left / jobs / 60
+            print(f"{left} left, about {minutes:.0f} minutes; done: {run['name']}", flush=True)
+    return {name: runs for name, runs in done.items() if runs}
 
 
-def climb(done, given):
-    """Print the ladder's table of the finished runs: mean losses, each less the one before."""
-    print("\n    loss  change")
-    before = math.nan
-    for title, off in LADDER.items():
-        want = name(gpt.FULL | given | off)
-        if losses := [run["val_loss"] for (other, _), run in done.items() if other == want]:
-            loss = np.mean(np.array(losses, float))  # nan where a seed diverged
-            change = "" if np.isnan(before) else f"{loss - before:+.3f}"
-            print(f"{loss:8.3f}{change:>8}  {title}")
-            before = loss
-
-
-def curves(chosen):
-    """Of the runs that can be compared, those of which runs.jsonl holds most: what they share, how
-    many seeds, and of each name its steps and its mean losses. Those of LADDER or OTHER_WAY alone
-    under their titles, or else all of one size but the ladder's."""
-    rungs = {name(gpt.FULL | off): title for title, off in (chosen or LADDER).items()}
+def choose(runs, given):
+    """Of the runs with these flags, those of one text and number of steps: of which there are most,
+    or the newest of as many. Returns {name: {seed: run}}."""
     groups = {}
-    for run in recorded():
-        flags = gpt.FULL | run["flags"]
-        sizes = {flag: flags[flag] for flag in SIZES}
-        if chosen is OTHER_WAY:
-            sizes = {}
-        part = name(flags | {flag: gpt.FULL[flag] for flag in sizes})
-        if part in rungs if chosen else part in map(name, CUTS) or part not in rungs:
-            key = run["data"], run["code"], run["steps"], name(sizes)
-            rows = {step: loss for step, _, loss in run["curve"]}
-            groups.setdefault(key, {})[rungs[part] if chosen else part, run["seed"]] = rows
-    if not groups:
-        raise ValueError("runs.jsonl holds no such run; train one, without --plot")
-    key, group = max(reversed(groups.items()), key=lambda item: len(item[1]))
-    means = {}
-    for part in {part for part, _ in group}:
-        seeds = [rows for (other, _), rows in group.items() if other == part]
-        steps = [step for step in seeds[0] if all(step in rows for rows in seeds)]
-        losses = np.array([[rows[step] for step in steps] for rows in seeds], float)
-        means[part] = steps, losses.mean(0)
-    return key, len({seed for _, seed in group}), means
+    for run in runs:
+        facts = run["flags"] | {"STEPS": run["steps"], "SEED": run["seed"], "DATA": run["data"]}
+        if all(facts.get(flag) == value for flag, value in given.items()):
+            group = groups.setdefault((run["data"], run["steps"]), {})
+            group.setdefault(run["name"], {})[run["seed"]] = run
+    gpt.require(groups, "there are no such runs; train them, without --table, --bars and --plot")
+    return max(reversed(groups.values()), key=lambda group: sum(map(len, group.values())))
 
 
-def plot(path, chosen):
-    """Draw the curves of runs.jsonl into the file path. Returns the figure."""
+class Row(NamedTuple):
+    """A line of the table, a bar, a curve."""
+
+    title: str
+    runs: list
+    losses: dict  # {seed: loss} of the runs that did not diverge
+    costs: list  # losses less those of the base with the same seed
+    part: str  # what it shows, a key of COLOURS
+
+
+def make_rows(found, titles, base, ladder):
+    """A Row for each of found, {name: {seed: run}}, beside the base, or on the ladder beside the
+    rung before."""
+    rows = []
+    before = found[base]
+    for name, runs in found.items():
+        losses, of_before = read_losses(runs), read_losses(before)
+        costs = [loss - of_before[seed] for seed, loss in losses.items() if seed in of_before]
+        if ladder and not rows:
+            costs = []  # there is no rung before
+        part = find_part(runs, before)
+        title = titles.get(name, name)
+        if name == base:
+            part = "full"
+        elif title in COLOURS:
+            part = title
+        rows.append(Row(title, list(runs.values()), losses, costs, part))
+        if ladder:
+            before = runs
+    return rows
+
+
+def read_losses(runs):
+    """{seed: loss} of the runs, {seed: run}, that did not diverge."""
+    return {seed: run["val_loss"] for seed, run in runs.items() if run["val_loss"] is not None}
+
+
+def find_part(runs, base):
+    """The first flag by which runs differ from base, both {seed: run}; "NOTE" where none does."""
+    flags, of_base = next(iter(runs.values()))["flags"], next(iter(base.values()))["flags"]
+    for flag, value in flags.items():
+        if value != of_base.get(flag):
+            return flag
+    return "NOTE"
+
+
+def mean(numbers):
+    """Their mean, or infinity where there are none, so that such rows come last."""
+    return statistics.mean(numbers) if numbers else math.inf
+
+
+def tell_loss(row):
+    """The mean loss of the seeds that did not diverge."""
+    return f"{mean(row.losses.values()):.3f}" if row.losses else "diverged"
+
+
+def tell_name(row):
+    """The title, and how many of the seeds diverged, where it is some and not all."""
+    diverged = len(row.runs) - len(row.losses)
+    if diverged and row.losses:
+        return f"{row.title} ({diverged} of {len(row.runs)} seeds diverged)"
+    return row.title
+
+
+def tell_cost(row):
+    """The mean cost and, of several seeds, its standard error; empty where there is none."""
+    text = ""
+    if row.costs:
+        text = f"{mean(row.costs):+.3f}"
+    if len(row.costs) > 1:
+        text += f" ± {statistics.stdev(row.costs) / math.sqrt(len(row.costs)):.3f}"
+    return text
+
+
+def print_table(rows, heading):
+    """A line for each row. Its seeds are those that tell the cost, of those that tell the loss."""
+    print(f"\n    loss  {heading:16} seeds  parameters  name")
+    for row in rows:
+        seeds, params = str(len(row.losses)), row.runs[0]["params"]
+        if 0 < len(row.costs) < len(row.losses):
+            seeds = f"{len(row.costs)} of {len(row.losses)}"
+        print(f"{tell_loss(row):>8}  {tell_cost(row):16}{seeds:>6}{params:12,}  {tell_name(row)}")
+
+
+def new_axis(height, about):
+    """An empty axis with a line above it, in a figure of that height in inches."""
     from matplotlib.figure import Figure
 
-    (data, _, _, sizes), seeds, means = curves(chosen)
-    wild = {part for part, (_, losses) in means.items() if not np.isfinite(losses).all()}
-    reads = {part for part in means if "CAUSAL=False" in part}
-    shown = sorted(means.keys() - wild - reads, key=lambda part: means[part][1][-1])
-    if chosen:
-        colours = dict(zip(chosen, RAINBOW, strict=False))
-    else:  # the full model and the costliest deletions
-        cuts = [part for part in shown if part != "full"][-len(COLOURS) :]
-        colours = dict(zip(cuts, COLOURS, strict=False)) | {"full": BLUE}
-    labelled = [part for part in shown if part in colours]
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axis = figure.add_subplot()
-    for part in sorted(shown, key=colours.__contains__):  # the grey ones lie below
-        how = dict(color=colours.get(part, GREY), alpha=1 if part in colours else 0.4)
-        how |= dict(linewidth=2.5 if part == "full" else 1.5 if part in colours else 1)
-        axis.plot(*means[part], marker="." if len(means[part][0]) == 1 else "", **how)
-    low, high = axis.get_ylim()
-    height = -math.inf
-    for part in labelled:  # from the lowest up
-        steps, losses = means[part]
-        height = max(losses[-1], height + (high - low) / 20)  # no label lies on another
-        label = f"{losses[-1]:.3f} {textwrap.shorten(part, 50, placeholder=' ...')}"
-        line = dict(arrowstyle="-", color=colours[part], relpos=(0, 0.5))
-        how = dict(xytext=(1.03, height), textcoords=("axes fraction", "data"), arrowprops=line)
-        end = steps[-1], losses[-1]
-        axis.annotate(label, end, color=colours[part], fontsize=9, va="center", **how)
-    axis.set_ylim(low, max(high, height))
-    about = f"Validation loss, {seeds} seed{'s' * (seeds > 1)}, text {data}. "
-    about += f"{sizes}. " * (sizes != "full")
-    about += f"Grey: {len(shown) - len(labelled)} more. " * (labelled != shown)
-    about += f"Left out, as it reads the answer: {', '.join(sorted(reads))}. " * bool(reads)
-    about += f"Left out, as it diverged: {', '.join(sorted(wild))}. " * bool(wild)
-    axis.set_title(textwrap.fill(about, 100), fontsize=9, loc="left", color=GREY)
-    axis.set_xlabel("step", color=GREY)
-    axis.tick_params(colors=GREY)
+    axis = Figure(figsize=(9, height), layout="constrained").add_subplot()
+    axis.set_title(about, fontsize=9, loc="left", color=GREY)
+    axis.tick_params(which="both", colors=GREY)
     axis.spines[:].set_color(GREY)
-    figure.savefig(path, transparent=True, dpi=120)
+    return axis
+
+
+def shorten(row):
+    """What names a row in a picture, in at most 48 characters."""
+    return textwrap.shorten(tell_name(row), 48, placeholder=" ...")
+
+
+def draw_bars(rows, base):
+    """The costs as bars, with a dot for each seed. Returns the figure."""
+    axis = new_axis(1.2 + 0.25 * len(rows), f"Cost: the loss less that of {base}. A dot is a seed.")
+    for place, row in enumerate(rows):
+        colour = COLOURS.get(row.part, GREY)
+        axis.barh(place, mean(row.costs), color=colour, alpha=0.5)
+        axis.plot(row.costs, [place] * len(row.costs), "o", color=colour, markersize=4)
+        how = dict(transform=axis.get_yaxis_transform(), va="center", color=colour, fontsize=9)
+        axis.text(1.01, place, tell_cost(row), **how)
+    axis.set_yticks(range(len(rows)), [shorten(row) for row in rows])
+    axis.axvline(0, color=GREY, linewidth=1)
+    axis.set_xscale("symlog", linthresh=0.01)  # the large costs do not flatten the small ones
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_xlabel("nats a character, linear up to 0.01 and logarithmic beyond", color=GREY)
+    return axis.figure
+
+
+def mean_curve(row):
+    """Steps and mean validation losses, from ln V at step 0 to where the first seed diverged."""
+    curves = [{step: loss for step, _, loss in run["curve"]} for run in row.runs]
+    steps, losses = [0], [math.log(len(row.runs[0]["vocab"]))]
+    for step in curves[0]:
+        loss = mean([curve.get(step, math.nan) for curve in curves])
+        if not math.isfinite(loss):
+            break
+        steps.append(step)
+        losses.append(loss)
+    return steps, losses
+
+
+def draw_curves(rows):
+    """The mean curves, each with its loss in the table. Returns the figure."""
+    seeds = max(len(row.runs) for row in rows)
+    axis = new_axis(6, f"Validation loss in nats a character. Seeds: {seeds}.")
+    curves = sorted([(*mean_curve(row), row) for row in rows], key=lambda curve: curve[1][-1])
+    top = 1.03 * max(losses[0] for _, losses, _ in curves)  # what diverges leaves the picture
+    low = min(min(losses) for _, losses, _ in curves)
+    place = -math.inf
+    for steps, losses, row in curves:
+        colour = COLOURS.get(row.part, GREY)
+        axis.plot(steps, losses, color=colour, linewidth=2.5 if row.part == "full" else 1.5)
+        end = steps[-1], min(losses[-1], top)
+        place = max(end[1], place + (top - low) / 20)  # no label lies on another
+        how = dict(xytext=(1.03, place), textcoords=("axes fraction", "data"), va="center")
+        how |= dict(arrowprops=dict(arrowstyle="-", color=colour, relpos=(0, 0.5)))
+        text = f"{tell_loss(row)} {shorten(row)}"
+        axis.annotate(text, end, color=colour, fontsize=9, **how)
+    axis.set_ylim(low - 0.02 * (top - low), max(top, place))
+    axis.set_xlim(left=0)
+    axis.set_xlabel("step", color=GREY)
+    return axis.figure
+
+
+def draw(args, rows, base):
+    """Draw what the arguments ask for, and tell what is in it and what not. Returns the figure."""
+    if args.bars:
+        rows = [row for row in rows if row.title != base]
+        path, drawn = args.bars, [row for row in rows if row.costs]
+        gpt.require(drawn, f"there is no run to compare with {base}")
+        figure = draw_bars(drawn, base)
+    else:
+        path, drawn = args.plot, rows
+        if not (args.names or args.ladder or args.other_way):
+            others = [row for row in rows if row.part not in ("full", "CAUSAL")]
+            drawn = [row for row in rows if row.part == "full"] + others[-COSTLIEST:]
+        figure = draw_curves(drawn)
+    try:
+        figure.savefig(path, transparent=True, dpi=120)
+    except ValueError as error:
+        raise gpt.BadInput(f"{path}: {error}") from error
+    left = [row.title for row in rows if row not in drawn]
+    print(f"{path} shows: {'; '.join(row.title for row in drawn)}")
+    print(f"Left out: {'; '.join(left) or 'nothing'}")
     return figure
 
 
 def main(argv=None):
     how = dict(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser = argparse.ArgumentParser("deletions.py", argparse.SUPPRESS, allow_abbrev=False, **how)
-    parser.add_argument("--seeds", type=int, default=1, help="of each, from --seed on [1]")
-    parser.add_argument("--ladder", action="store_true", help="the nine rungs instead")
-    parser.add_argument(
-        "--other-way", action="store_true", help="twice each size, ReLU and post-norm"
-    )
-    parser.add_argument("--plot", metavar="PATH", help="a picture of runs.jsonl; train nothing")
-    for flag, kind in gpt.KINDS.items():
-        if flag in gpt.FULL or flag in ("STEPS", "SEED", "DEVICE", "DATA"):
-            names = {f"--{flag.lower()}", f"--{flag.lower().replace('_', '-')}"}
-            how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind)
-            parser.add_argument(*names, dest=flag, default=argparse.SUPPRESS, **how)
+    parser = argparse.ArgumentParser("sweep.py", argparse.SUPPRESS, allow_abbrev=False, **how)
+    add = parser.add_argument
+    add("--seeds", type=int, default=1, help="train each so often, from --seed on [1]")
+    add("--jobs", type=int, default=1, help="train so many at a time, each with one thread [1]")
+    add("--table", nargs="*", metavar="FILE", help="print these records [runs.jsonl]")
+    add("--names", nargs="+", metavar="NAME", help="show only these, named as in the table")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--ladder", action="store_true", help="from the bigram model to the GPT instead")
+    add("--other-way", action="store_true", help="twice each size, ReLU, post-norm instead")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--bars", metavar="PICTURE", help="draw the costs")
+    add("--plot", metavar="PICTURE", help="draw the curves")
+    for flag in [*gpt.FULL, "STEPS", "SEED", "DEVICE", "DATA"]:
+        kind = gpt.KINDS.get(flag) or type(gpt.FULL[flag])
+        how = {"type": kind} if kind is not bool else {"action": argparse.BooleanOptionalAction}
+        how |= dict(dest=flag, default=argparse.SUPPRESS, help="as in gpt.py")
+        parser.add_argument(f"--{flag.lower().replace('_', '-')}", **how)
     args = parser.parse_args(argv)
-    given = {flag: value for flag, value in vars(args).items() if flag in gpt.KINDS}
-    if args.seeds < 1 or given.get("STEPS") == 0:
-        parser.error("--seeds and --steps must be 1 or more")
-    if args.plot and given:
-        parser.error("--plot trains nothing; leave gpt.py's flags out")
-    if args.ladder and args.other_way:
-        parser.error("--ladder or --other-way, not both")
-    chosen = LADDER if args.ladder else OTHER_WAY if args.other_way else {}
-    if args.plot:
-        try:
-            return plot(args.plot, chosen)
-        except ImportError:
-            parser.error("a picture needs matplotlib: pip install -e '.[plots]'")
-        except (OSError, ValueError) as error:
-            parser.error(str(error))
-    done = sweep(list(chosen.values()) or CUTS, args.seeds, given)
+    given = {flag: value for flag, value in vars(args).items() if flag.isupper()}
+    try:
+        return show(args, given)
+    except ImportError:
+        parser.error("a picture needs matplotlib: pip install -e '.[plots]'")
+    except (gpt.BadInput, OSError) as error:
+        parser.error(str(error))
+
+
+def show(args, given):
+    """Train or read, and print the table or draw the pictures, as the arguments say."""
+    gpt.require(args.seeds > 0 and args.jobs > 0, "--seeds and --jobs must be 1 or more")
+    gpt.require(given.get("STEPS") != 0, "--steps must be 1 or more")
+    gpt.require(not (args.ladder and args.bars), "the ladder has no bars; draw it with --plot")
+    for flag, value in given.items():
+        setattr(gpt, flag, gpt.check(flag, value))
+    chosen = deletions()
     if args.ladder:
-        climb(done, given)
-    elif done:
-        gpt.compare(next(iter(done.values())))
+        chosen = LADDER
+    if args.other_way:
+        chosen = OTHER_WAY
+    models, titles = {}, {}
+    for title, changes in chosen:
+        flags = {flag: getattr(gpt, flag) for flag in gpt.FULL} | changes
+        name = gpt.name_run(flags)
+        models.setdefault(name, flags)
+        titles.setdefault(name, title or name)
+    if args.table is None and not args.bars and not args.plot:
+        gpt.require(not args.names, "--names is for --table, --bars and --plot; nothing is trained")
+        found = sweep(models, args.seeds, args.jobs)
+    else:
+        if "DATA" in given:
+            given["DATA"] = hash_text()
+        found = choose(read_runs(args.table or ["runs.jsonl"]), given)
+    if args.ladder or args.other_way:
+        found = {name: found[name] for name in titles if name in found}
+    gpt.require(found, "no run is finished")
+    base = min(found, key=lambda name: name.count("="))  # the first of those that differ least
+    rows = make_rows(found, titles, base, args.ladder)
+    if args.names:
+        unknown = set(args.names) - {row.title for row in rows}
+        gpt.require(not unknown, f"there is no run of the name {unknown}")
+        rows = [row for row in rows if row.title in args.names]
+    if not args.ladder:
+        rows.sort(key=lambda row: (mean(row.costs), mean(row.losses.values())))
+    if args.bars or args.plot:
+        return draw(args, rows, titles.get(base, base))
+    print_table(rows, "change" if args.ladder else "cost")
 
 
 if __name__ == "__main__":
