@@ -26,25 +26,25 @@ from torch.nn import functional as F
 # The flags: edit a line, or run gpt.py --no-norm, or in a notebook gpt.main(NORM=False).
 ATTENTION = True  # off: each character is computed on alone and never sees another
 QUERY_KEY = True  # off: every visible character weighs the same, the plain average of the past
-SCALE = True  # off: scores are sqrt(D) times as large, and softmax picks one character
+SCALE = True  # off: scores are sqrt(D) times as large: a query sees 6 characters at first, not 43
 CAUSAL = True  # off: it reads the answer: the loss collapses, the samples are nonsense
 FLASH = True  # off: softmax(QKᵀ/√D)·V written out, with the same numbers
-N_HEAD = 4  # 1: one wide look at the past where there were several narrow ones
+N_HEAD = 4  # 1: one look, at 2 to 6 characters; the four heads look at 2 to 25
 PROJECTION = True  # off: heads are laid side by side and never mixed
-POSITION = True  # off: attention sees a bag of characters; only the causal mask tells their order
-ROTARY = True  # off: positions are learned and added at the input, not turned into q and k
+POSITION = True  # off: a query cannot tell near from far and goes on to see 48 characters, not 17
+ROTARY = True  # off: positions are learned and added at the input; attention narrows later
 MLP = True  # off: characters communicate but nothing is computed from what they learn
 GELU = True  # off: ReLU, a corner in place of a curve
-RESIDUAL = True  # off: each layer must pass on all it got, and positions become alike
-NORM = True  # off: scores start at 0, so attention stays a plain average for long
-PRE_NORM = True  # off: each norm comes after the sum, as in 2017; no path leads past the norms
+RESIDUAL = True  # off: positions become alike, and gradients fade on their way down
+NORM = True  # off: scores start near 0, so attention stays a plain average for long
+PRE_NORM = True  # off: each norm comes after the sum, as in 2017; the first attention stays an average
 DROPOUT = 0.0  # the share of each layer's output that is zeroed in training, 0 to 1
 N_LAYER = 3  # 1: no head can use what another found; 0: the bigram model, embedding then head
 N_EMBD = 64  # channels of each character's vector, a multiple of 2 * N_HEAD
 BLOCK_SIZE = 128  # characters of context
 TIE = True  # off: reading and writing characters get a matrix each
 BIAS = False  # on: every linear layer and norm adds a vector, as in GPT-2
-SCALED_INIT = True  # off: every matrix starts at N(0, 0.02²) and training stalls at first
+SCALED_INIT = True  # off: every matrix starts at N(0, 0.02²): scores near 0, attention an average
 OPTIMIZER = "adamw"  # "sgd": one step size for all weights
 LEARNING_RATE = None  # constant; None: the optimizer's own best, 3e-3 or 0.5 at width 64
 AVERAGE = True  # off: the last weights with their noise, not a running average of all steps
@@ -65,10 +65,10 @@ TOP_K = None  # sample from so many of the likeliest characters; None: from all
 # 1. The model: B texts, T characters, C channels, H heads of D = C / H channels, V characters.
 def attention(q, k, v, causal=True, scale=True, flash=True):
     """softmax(QKᵀ/√D)·V, all (B, H, T, D). Vaswani et al. 2017, https://arxiv.org/abs/1706.03762"""
-    factor = v.size(3) ** -0.5 if scale else 1.0
+    factor = v.size(-1) ** -0.5 if scale else 1.0
     if flash and q is not None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=factor)
-    scores = v.new_zeros(v.size(2), v.size(2))  # (T, T)
+    scores = v.new_zeros(v.size(-2), v.size(-2))  # (T, T)
     if q is not None:
         scores = q @ k.mT * factor  # (B, H, T, T)
     if causal:
@@ -169,15 +169,15 @@ class GPT(nn.Module):
             std = 0.02
             if SCALED_INIT:
                 std = weight.size(-1) ** -0.5  # what comes out is as large as what went in
-                if name in ("wte.weight", "wpe.weight", "lm_head.weight"):
-                    std = 1.28 / N_EMBD  # logits near 0 at every width: the first loss is ln V
-                elif "projection" in name and RESIDUAL:
+                if "projection" in name and RESIDUAL:
                     std = 0.0  # each sublayer starts as x + 0
             if weight.dim() == 2:  # drawn by its name: no part changes how another starts
                 generator = torch.Generator().manual_seed(SEED + zlib.crc32(name.encode()))
                 nn.init.normal_(weight, std=std, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(weight)
+            elif name == "ln_f.weight" and SCALED_INIT:
+                nn.init.constant_(weight, N_EMBD**-0.5)  # small logits: the first loss is ln V
 
     def forward(self, ids):
         x = self.wte(ids)  # (B, T, C)
@@ -203,6 +203,8 @@ def look(model, best, val_ids, step, train_loss, run):
     """Evaluate the model. If no look was better, it becomes best and CHECKPOINT. Adds [step, train
     loss, validation loss] to run["curve"] and prints that. Returns the validation loss."""
     val_loss = evaluate(model, val_ids)
+    if not math.isfinite(val_loss):
+        return val_loss
     if val_loss < min([row[2] for row in run["curve"]], default=math.inf):
         run["val_loss"] = val_loss
         best.load_state_dict(model.state_dict())
@@ -330,7 +332,7 @@ OPTIMIZERS = {"adamw": (torch.optim.AdamW, 3e-3), "sgd": (torch.optim.SGD, 0.5)}
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 SOURCE = Path(__file__).read_text("utf-8")
-SHIPPED = "fad6a1cd"  # what hash_code gave when this file was shipped
+SHIPPED = "851db65b"  # what hash_code gave when this file was shipped
 
 
 class BadInput(ValueError):
@@ -367,12 +369,13 @@ def compare(run):
     """Print the runs of runs.jsonl that saw the same batches, best first, with their costs."""
     rows = {}
     for line in read("runs.jsonl").splitlines():
-        with suppress(ValueError, TypeError, KeyError, RecursionError):  # a line that is no record
+        with suppress(ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
             row = json.loads(line)
             if all(row[key] == run[key] for key in ("data", "steps", "seed")):
                 loss = float("inf" if row["val_loss"] is None else row["val_loss"])
                 rows[str(row["name"])] = loss, int(row["params"]), float(row["seconds"])
-    base = min(rows, key=lambda name: (rows[name][0] == math.inf, len(name.split())))
+    finished = [name for name in rows if rows[name][0] < math.inf] or list(rows)
+    base = min(finished, key=lambda name: len(re.findall(r"\w=", name)))  # differs least from full
     print("\n     loss    cost  parameters  seconds  name")
     for name, (loss, params, seconds) in sorted(rows.items(), key=lambda row: row[1]):
         mark = ">" if name == run["name"] else " "
@@ -436,8 +439,8 @@ def experiment():
     """Train, record, sample and compare with the flags as they are. Returns as main does."""
     old = zipfile.is_zipfile(CHECKPOINT) or not os.path.exists(CHECKPOINT)
     require(old, f"CHECKPOINT={CHECKPOINT!r} is no model, and would be lost; give another name")
-    Path("runs.jsonl").open("a").close()
-    read("runs.jsonl")
+    folder = os.path.dirname(os.path.realpath(CHECKPOINT))
+    require(os.access(folder, os.W_OK), f"CHECKPOINT={CHECKPOINT!r}: cannot write into {folder}")
     text = read_text()
     vocab = "".join(sorted(set(text)))
     encode(PROMPT, vocab)  # a character that is not in the text ends the run before training
@@ -446,6 +449,8 @@ def experiment():
     torch.set_float32_matmul_precision("high")  # TF32, where a GPU has it
     model = GPT(len(vocab)).to(DEVICE)
     torch.manual_seed(SEED)  # for dropout
+    Path("runs.jsonl").open("a").close()
+    read("runs.jsonl")  # what cannot be used is found before training
     flags = {flag: globals()[flag] for flag in FULL}
     run = {
         "name": name_run(flags),
@@ -477,9 +482,8 @@ def experiment():
     return model, vocab, run
 
 
-if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace", line_buffering=True)
-    parser = argparse.ArgumentParser("gpt.py", argparse.SUPPRESS, __doc__, allow_abbrev=False)
+def add_options(parser):
+    """Give an argparse parser an option for each flag, with its comment and its value."""
     comments = dict(re.findall(r"^([A-Z_0-9]+) = .*?  # (.+)$", SOURCE, re.M))
     for flag in FULL | KINDS:
         option = f"--{flag.lower().replace('_', '-')}"
@@ -487,6 +491,13 @@ if __name__ == "__main__":
         how = {"type": kind} if kind is not bool else {"action": argparse.BooleanOptionalAction}
         about = f"{comments.get(flag, '')} [{globals()[flag]}]".replace("%", "%%")
         parser.add_argument(option, dest=flag, default=argparse.SUPPRESS, help=about, **how)
+
+
+if __name__ == "__main__":
+    with suppress(AttributeError):  # a notebook's output is no file
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
+    parser = argparse.ArgumentParser("gpt.py", argparse.SUPPRESS, __doc__, allow_abbrev=False)
+    add_options(parser)
     options = [re.sub("^--[a-z_]+", lambda x: x[0].replace("_", "-"), x) for x in sys.argv[1:]]
     try:
         main(**vars(parser.parse_args(options)))

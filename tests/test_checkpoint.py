@@ -268,7 +268,6 @@ def test_training_does_not_replace_what_is_no_model(make, text, capsys):
     assert everything() == before and capsys.readouterr() == ("", "")
 
 
-@pytest.mark.xfail(reason="it is found at the first look", strict=True)
 def test_a_folder_that_is_not_there_is_found_before_training(text, capsys):
     Path("runs.jsonl").touch()
     before = everything()

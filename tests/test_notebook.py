@@ -202,7 +202,6 @@ def test_a_run_works_in_a_thread_and_prints_to_an_output_that_is_no_file(text):
     assert returned[0][2]["steps"] == TINY["STEPS"] and "gpt.pt" in out.getvalue()
 
 
-@pytest.mark.xfail(reason="the command asks stdout for a method of files", strict=True)
 def test_the_command_prints_to_an_output_that_is_no_file(text, monkeypatch):
     """As with %run gpt.py, where sys.stdout writes into the notebook."""
     monkeypatch.setattr(sys, "argv", ["gpt.py", *TINY_ARGS])

@@ -140,11 +140,14 @@ def test_what_is_recorded_is_not_trained_again(trained, capsys):
 
 
 @pytest.mark.parametrize("other", [{"steps": 7}, {"seed": 7}, {"data": "7"}, {"name": "7"}])
-def test_a_run_of_anything_else_does_not_count(other, trained):
+def test_a_run_of_anything_else_does_not_count(other, trained, capsys):
     sweep.main(["--steps=30"])
     write(*[run | other for run in lines()])
+    capsys.readouterr()
     sweep.main(["--steps=30"])
+    out = capsys.readouterr().out
     assert len(trained) == 44
+    assert {row[2] for row in rows(out)} == {"1"}
 
 
 def test_a_run_that_ctrl_c_stopped_is_no_part_of_the_sweep(trained, capsys):
@@ -260,7 +263,7 @@ def test_the_runs_of_which_there_are_most_or_those_asked_for(folder, capsys):
         (["--steps=0"], "--steps"),
         (["--steps=-1"], "STEPS"),
         (["--wat"], "--wat"),
-        (["--checkpoint=x.pt"], "--checkpoint"),  # a sweep keeps no model
+        (["--checkpoint=x.pt"], "CHECKPOINT"),  # a sweep keeps no model
         (["--n-embd=9"], "N_EMBD"),
         (["--data=no.txt"], "no.txt"),
         (["--other-way", "--ladder"], "--ladder"),
@@ -365,6 +368,9 @@ def test_of_all_runs_the_full_model_and_the_costliest_are_drawn(drawn, capsys):
     told = f"picture.png shows: full; {'; '.join(names[-6:])}\n"
     told += f"Left out: {'; '.join(names[1:-6])}\n"
     assert capsys.readouterr().out == told and "CAUSAL=False" in names[1:-6]
+    axis = drawn("--plot", *runs[:6])  # CAUSAL=False reads the answer, and would flatten the others
+    shown = {label.partition(" ")[2] for label in labels(axis)}
+    assert shown == {*names[:6]} - {"CAUSAL=False"} and len(shown) == 5
     axis = drawn("--plot", *runs, args=["--names", "CAUSAL=False", "full"])
     assert [label.partition(" ")[2] for label in labels(axis)] == ["full", "CAUSAL=False"]
 

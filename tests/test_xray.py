@@ -450,6 +450,7 @@ def test_trained_models_from_files(flags, text, small):
         (["--n-head", "3"], "N_EMBD=64 must be a multiple of 2 * N_HEAD=3"),
         (["--n-head", "many"], "invalid int value: 'many'"),
         (["--steps", "0"], "give --steps of 1 or more"),
+        (["--sample", "5"], "SAMPLE changes nothing here; leave it out"),
         (["--no-such-part"], "unrecognized arguments: --no-such-part"),
         (["--data", "none.txt"], "'none.txt' cannot be read"),
         (["--block-size", "500"], "DATA='input.txt': too short for BLOCK_SIZE=500"),

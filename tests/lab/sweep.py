@@ -377,11 +377,7 @@ def main(argv=None):
     add = parser.add_mutually_exclusive_group().add_argument
     add("--bars", metavar="PICTURE", help="draw the costs")
     add("--plot", metavar="PICTURE", help="draw the curves")
-    for flag in [*gpt.FULL, "STEPS", "SEED", "DEVICE", "DATA"]:
-        kind = gpt.KINDS.get(flag) or type(gpt.FULL[flag])
-        how = {"type": kind} if kind is not bool else {"action": argparse.BooleanOptionalAction}
-        how |= dict(dest=flag, default=argparse.SUPPRESS, help="as in gpt.py")
-        parser.add_argument(f"--{flag.lower().replace('_', '-')}", **how)
+    gpt.add_options(parser)
     args = parser.parse_args(argv)
     given = {flag: value for flag, value in vars(args).items() if flag.isupper()}
     try:
@@ -398,6 +394,8 @@ def show(args, given):
     gpt.require(given.get("STEPS") != 0, "--steps must be 1 or more")
     gpt.require(not (args.ladder and args.bars), "the ladder has no bars; draw it with --plot")
     for flag, value in given.items():
+        used = flag in gpt.FULL or flag in ("STEPS", "SEED", "DEVICE", "DATA")
+        gpt.require(used, f"a sweep keeps no model and samples nothing; leave {flag} out")
         setattr(gpt, flag, gpt.check(flag, value))
     chosen = deletions()
     if args.ladder:

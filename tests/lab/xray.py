@@ -9,11 +9,12 @@ the start and after training. For example, --no-scale shows at the start
 
                           scores              sees
                       A        B        A        B
-    attention1    0.960     3.84     43.5     6.18
+    attention1    0.986     3.94     42.7     5.91
 
 Without 1/sqrt(D) scores are four times as large, so each character looks at 6
 characters instead of 43.
 
+All flags of python gpt.py --help may be given, also --steps, --seed and --data.
 It measures on up to 32 windows of validation text and keeps nothing on disk.
 In a notebook, xray.xray(model, windows) returns the numbers as dictionaries.
 """
@@ -47,7 +48,7 @@ STREAM = {  # the columns of the two tables, and what they mean
 EFFECT = {
     "scores": "standard deviation of the scores that softmax turns into weights",
     "sees": "how many characters a query looks at; plain average: half the context",
-    "without": "how much the loss rises where the layer or the head gives 0",
+    "without": "how much the loss rises if the layer or the head gives only zeros",
 }
 START = "At the start"  # the title of the picture before training
 WIDTH = 80
@@ -236,10 +237,21 @@ def cut_windows(ids, length):
     return ids.unfold(0, length + 1, length)[:count]
 
 
+@torch.no_grad()
+def compare_prefixes(model, ids):
+    """The largest difference between the logits of one pass over ids (T,), and those that a pass
+    over each prefix alone gives its last character."""
+    together = model(ids[None])[0]  # (T, V)
+    alone = [model(ids[None, :end])[0, -1] for end in range(1, len(ids) + 1)]
+    return (together - torch.stack(alone)).abs().max().item()
+
+
+@torch.no_grad()
 def take_picture(model, windows):
-    """The loss and the rows of xray, as a dictionary."""
-    with torch.no_grad():
-        return {"loss": compute_loss(model.eval(), windows).item(), "rows": xray(model, windows)}
+    """The loss, the rows of xray and the difference of compare_prefixes, as a dictionary."""
+    loss = compute_loss(model.eval(), windows).item()
+    prefixes = compare_prefixes(model, windows[0, :-1])
+    return {"loss": loss, "rows": xray(model, windows), "prefixes": prefixes}
 
 
 def watch(train):
@@ -408,6 +420,9 @@ def print_runs(runs):
         pictures = [run["pictures"][title] for run in runs]
         losses = " and ".join(f"{picture['loss']:.3f}" for picture in pictures)
         print(f"\n{title}: loss {losses}")
+        prefixes = " and ".join(f"{picture['prefixes']:.2g}" for picture in pictures)
+        length = runs[0]["flags"]["BLOCK_SIZE"]
+        print(f"One pass, or {length} passes over the prefixes: logits differ by {prefixes}")
         if any(picture["rows"] for picture in pictures):
             print_table(pictures, STREAM, heads=False)
             print_table(pictures, EFFECT, heads=title != START)
@@ -415,30 +430,22 @@ def print_runs(runs):
 
 # 4. The command line.
 def main(argv):
-    """Print what the command line asks for. gpt.BadInput where that cannot be done."""
+    """Print what the command line asks for. Bad input ends the program with status 2."""
+    plain = dict(usage=argparse.SUPPRESS, allow_abbrev=False)
+    flag_parser = argparse.ArgumentParser("xray.py", add_help=False, **plain)
+    gpt.add_options(flag_parser)
+    layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        "xray.py",
-        argparse.SUPPRESS,
-        __doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
+        "xray.py", description=__doc__, formatter_class=layout, **plain
     )
-    parser.add_argument("paths", nargs="*", default=[], help="one or two models, as gpt.pt")
-    parser.add_argument("--steps", dest="STEPS", type=int, help="of training [200]")
-    for flag in ("SEED", "DATA", "DEVICE"):
-        about = f"as in gpt.py [{getattr(gpt, flag)}]"
-        parser.add_argument(f"--{flag.lower()}", dest=flag, type=gpt.KINDS[flag], help=about)
-    for flag, value in gpt.FULL.items():
-        how = {"type": gpt.KINDS.get(flag) or type(value)}
-        if type(value) is bool:
-            how = {"action": argparse.BooleanOptionalAction}
-        option = f"--{flag.lower().replace('_', '-')}"
-        parser.add_argument(option, dest=flag, help=argparse.SUPPRESS, **how)
+    parser.add_argument("paths", nargs="*", help="one or two models that gpt.py has saved")
     options = [re.sub("^--[a-z_]+", lambda x: x[0].replace("_", "-"), x) for x in argv]
-    flags = vars(parser.parse_intermixed_args(options))
-    paths = flags.pop("paths")
+    flags, rest = flag_parser.parse_known_args(options)
+    flags = vars(flags)
+    paths = parser.parse_args(rest).paths
     try:
+        for flag in ("CHECKPOINT", "PROMPT", "SAMPLE", "TEMPERATURE", "TOP_K"):
+            gpt.require(flag not in flags, f"{flag} changes nothing here; leave it out")
         if paths:
             print_runs(load_models(paths, flags))
         else:
