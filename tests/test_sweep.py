@@ -246,13 +246,16 @@ def test_the_runs_of_which_there_are_most_or_those_asked_for(folder, capsys):
         *[record(1.3, steps=500, N_EMBD=32), record(1.5, steps=500, N_EMBD=32, NORM=False)],
         *[record(1.6, data="e"), record(1.7, seed=2, data="e"), record(1.8)],
     )
-    costs = {}
+    losses, costs = {}, {}
     for args in ["", "--seed 2", "--n-embd 32", "--steps 2000"]:
         sweep.main(["--table", *args.split()])
-        costs[args] = {row[-1]: row[1] for row in rows(capsys.readouterr().out)}
+        table = rows(capsys.readouterr().out)
+        losses[args] = [row[0] for row in table]
+        costs[args] = {row[-1]: row[1] for row in table}
     assert costs[""].keys() == {"full", "N_EMBD=32", "NORM=False N_EMBD=32"}
     assert costs["--n-embd 32"] == {"N_EMBD=32": "+0.000", "NORM=False N_EMBD=32": "+0.200"}
-    assert list(costs["--seed 2"]) == list(costs["--steps 2000"]) == ["full"]
+    assert losses["--seed 2"] == ["1.700"]  # of as many the newest
+    assert losses["--steps 2000"] == ["1.650"]
 
 
 @pytest.mark.parametrize(
@@ -303,11 +306,12 @@ def drawn(folder):
     """drawn("--plot", *records) is the axis of their picture. It is in a file, too, and what is
     written in it lies in it, and not one thing on another."""
     extent = pytest.importorskip("matplotlib.text").Text.get_window_extent  # without its line
+    image = pytest.importorskip("matplotlib.image")
 
     def draw(option, *records, args=()):
         write(*records)
         figure = sweep.main([option, "picture.png", *args])
-        assert Path("picture.png").read_bytes().startswith(b"\x89PNG")
+        assert (image.imread("picture.png")[0, :, 3] == 0).all()  # transparent
         (axis,) = figure.axes
         figure.draw_without_rendering()
         boxes = [extent(text) for text in axis.texts]

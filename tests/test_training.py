@@ -3,7 +3,7 @@
 import copy
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from math import inf, isnan, log, nan
+from math import inf, log, nan
 from pathlib import Path
 from time import time
 
@@ -310,7 +310,8 @@ class Waits(TorchFunctionMode):
     def __torch_function__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = (resolve_name(operation) or getattr(operation, "__name__", "")).rpartition(".")[2]
-        if name in READS or name in MAKES and str(kwargs.get("device")) != gpt.DEVICE:
+        makes_elsewhere = name in MAKES and str(kwargs.get("device")) != gpt.DEVICE
+        if name in READS or makes_elsewhere:
             self.count[name] += 1
         return operation(*args, **kwargs)
 
@@ -545,7 +546,7 @@ def printed(monkeypatch, capsys, step=100, train_loss=2.5, val_loss=2.5, seconds
         (1.5, 5),
         (1.7, 15),
         (1.704, 15),
-        (1.72, 16),
+        (1.716, 16),
         (2.0, 30),
         (2.2, 31),
         (3.0, 35),
@@ -749,5 +750,5 @@ def test_texts_at_their_edges(tmp_path, monkeypatch, text):
             gpt.main(**TINY, DATA="data.txt")
     else:
         *_, run = gpt.main(**TINY, DATA="data.txt")
-        assert 0 < run["val_loss"] < 10 if "b" in text else run["val_loss"] == 0
-        assert not isnan(run["curve"][0][1])
+        assert 0 <= run["val_loss"] < 10
+        assert (run["val_loss"] == 0) == (len(set(text)) == 1)
