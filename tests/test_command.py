@@ -281,7 +281,12 @@ def test_ctrl_c_of_a_process_whose_reader_is_gone(text):
     pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     arguments = [*SMALL_ARGS, "--steps=1000000", "--device=cpu"]
-    process = subprocess.Popen([sys.executable, SCRIPT, *arguments], env=env, **pipe)
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *arguments],
+        env=env,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as at a terminal
+        **pipe,
+    )
     for line in process.stdout:
         if re.match(r" +100 ", line):
             break

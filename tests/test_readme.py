@@ -1,6 +1,7 @@
 """Both READMEs: what they tell a reader to type works, and their tables speak of gpt.py's flags."""
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -67,14 +68,18 @@ def test_the_head_by_hand_is_that_of_attention():
         assert one == pytest.approx(other, abs=1e-5)
 
 
+@functools.cache
+def show_help(path):
+    """What python path --help prints."""
+    command = [sys.executable, path, "--help"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+
+
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))
 def test_a_command_has_the_files_and_options_it_names(command):
     words = shlex.split(command)
     assert (ROOT / words[1]).exists()
-    shown = subprocess.run(
-        [sys.executable, words[1], "--help"], capture_output=True, text=True, cwd=ROOT, check=True
-    ).stdout
-    known = set(re.findall(r"--[a-z-]+", shown))
+    known = set(re.findall(r"--[a-z-]+", show_help(words[1])))
     known |= {f"--{flag.lower().replace('_', '-')}" for flag in gpt.FULL | gpt.KINDS}
     known |= {f"--no-{flag.lower().replace('_', '-')}" for flag in gpt.FULL}
     assert set(re.findall(r"(?<!\S)--[a-z-]+", command)) <= known

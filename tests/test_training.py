@@ -203,6 +203,27 @@ def test_buffers_are_carried_over_and_looks_do_not_change_them(flags, average):
     assert torch.equal(best.ln_f.norm.weight, model.ln_f.norm.weight) != average
 
 
+class Counted(nn.Module):
+    """A layer of a reader's own that counts its batches in a new tensor each time."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            self.batches = self.batches + 1
+        return x
+
+
+def test_buffers_that_are_replaced_are_carried_over(flags):
+    flags(STEPS=3)
+    model = gpt.GPT(V)
+    model.ln_f = Counted()
+    _, best, _ = train(model)
+    assert best.ln_f.batches == model.ln_f.batches == 3
+
+
 def test_sgd_training_is_a_hand_written_loop(flags):
     """Every weight less rate · gradient."""
     flags(OPTIMIZER="sgd", LEARNING_RATE=0.1, AVERAGE=False, STEPS=10)
