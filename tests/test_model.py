@@ -459,7 +459,7 @@ def test_scaled_init_keeps_the_size_of_what_a_matrix_reads(flags, residual):
 # The shape comments of gpt.py
 
 SOURCE = Path(gpt.__file__).read_text("utf-8")
-SHAPE = r"# \(([A-Z0-9 ,+/-]+)\)"
+SHAPE = r"# \(([A-Z0-9 ,+*/-]+)\)"
 
 
 def comments(source):
