@@ -64,7 +64,8 @@ TOP_K = None  # sample from so many of the likeliest characters; None: from all
 
 # 1. The model: B texts, T characters, C channels, H heads of D = C / H channels, V characters.
 def attention(q, k, v, causal=True, scale=True, flash=True):
-    """softmax(QKᵀ/√D)·V, all (B, H, T, D). Vaswani et al. 2017, https://arxiv.org/abs/1706.03762"""
+    """softmax(QKᵀ/√D)·V, all (B, H, T, D); the plain mean of V where q and k are None.
+    Vaswani et al. 2017, https://arxiv.org/abs/1706.03762"""
     factor = v.size(-1) ** -0.5 if scale else 1.0
     if flash and q is not None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=factor)
@@ -84,13 +85,13 @@ class Attention(nn.Module):
         self.n_head = N_HEAD
         self.options = dict(causal=CAUSAL, scale=SCALE, flash=FLASH)
         self.query_key = QUERY_KEY
-        self.rotary = POSITION and ROTARY
+        self.rotary = QUERY_KEY and POSITION and ROTARY
         if QUERY_KEY:
             self.query = nn.Linear(N_EMBD, N_EMBD, bias=BIAS)
             self.key = nn.Linear(N_EMBD, N_EMBD, bias=BIAS)
         self.value = nn.Linear(N_EMBD, N_EMBD, bias=BIAS)
         self.projection = nn.Linear(N_EMBD, N_EMBD, bias=BIAS) if PROJECTION else nn.Identity()
-        if POSITION and ROTARY:
+        if self.rotary:
             frequency = 1e4 ** (-torch.arange(0, N_EMBD // N_HEAD, 2) * N_HEAD / N_EMBD)  # (D / 2)
             angle = torch.outer(torch.arange(BLOCK_SIZE), frequency)  # (T, D / 2)
             self.register_buffer("rotation", torch.exp(1j * angle), persistent=False)
@@ -201,33 +202,36 @@ def evaluate(model, ids):
 
 def look(model, best, val_ids, step, train_loss, run):
     """Evaluate the model. If no look was better, it becomes best and CHECKPOINT. Adds [step, train
-    loss, validation loss] to run["curve"] and prints that. Returns the validation loss."""
+    loss, validation loss] to run["curve"] and prints that. Returns whether the loss is a number."""
     val_loss = evaluate(model, val_ids)
     if not math.isfinite(val_loss):
-        return val_loss
-    if val_loss < min([row[2] for row in run["curve"]], default=math.inf):
+        run["val_loss"] = None
+        print("The loss is no longer a number, so training stops. Nothing is sampled.")
+        return False
+    lowest = min([row[2] for row in run["curve"]], default=math.inf)
+    run["curve"].append([step, train_loss, val_loss])
+    if val_loss < lowest:
         run["val_loss"] = val_loss
         best.load_state_dict(model.state_dict())
         part = f"{os.path.realpath(CHECKPOINT)}.{os.getpid()}.part"
         with open(part, "wb") as file:
             torch.save({"run": run, "weights": best.state_dict()}, file)
         os.replace(part, os.path.realpath(CHECKPOINT))
-    run["curve"].append([step, train_loss, val_loss])
     left = int((time.time() - run["started"]) / step * (STEPS - step))
     fine = (min(val_loss, 2.0) - 1.4) / 0.02  # a sign for each 0.02 nats from 1.4 to 2
     coarse = (max(val_loss, 2.0) - 2.0) / 0.2  # and for each 0.2 nats above
     bar = "=" * min(round(fine + coarse), 44)
     print(f"{step:7}{train_loss:9.3f}{val_loss:9.3f}{left // 60:6}:{left % 60:02}  {bar}")
-    return val_loss
+    return True
 
 
 def train(model, train_ids, val_ids, run):
     """Train by the flags until STEPS, Ctrl-C or a loss that is no number; the looks fill run.
     Returns the model of the lowest validation loss."""
-    make, rate = OPTIMIZERS[OPTIMIZER]
-    rate = rate * (64 / N_EMBD) ** 0.5
-    if LEARNING_RATE is not None:
-        rate = LEARNING_RATE
+    make, best_rate = OPTIMIZERS[OPTIMIZER]
+    rate = LEARNING_RATE
+    if rate is None:
+        rate = best_rate * (64 / N_EMBD) ** 0.5
     optimizer = make(model.parameters(), rate, fused=True)
     smooth = copy.deepcopy(model) if AVERAGE else model
     weights = list(zip(smooth.parameters(), model.parameters(), strict=True))
@@ -256,10 +260,7 @@ def train(model, train_ids, val_ids, run):
                 for mean, buffer in zip(smooth.buffers(), model.buffers(), strict=True):
                     mean.copy_(buffer)
             if step in looks:
-                val_loss = look(smooth, best, val_ids, step, losses.nanmean().item(), run)
-                if not math.isfinite(val_loss):
-                    run["val_loss"] = None
-                    print("The loss is no longer a number, so training stops. Nothing is sampled.")
+                if not look(smooth, best, val_ids, step, losses.nanmean().item(), run):
                     break
     except KeyboardInterrupt:
         if not run["curve"]:
@@ -333,7 +334,7 @@ OPTIMIZERS = {"adamw": (torch.optim.AdamW, 3e-3), "sgd": (torch.optim.SGD, 0.5)}
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 SOURCE = Path(__file__).read_text("utf-8")
-SHIPPED = "d216c224"  # what hash_code gave when this file was shipped
+SHIPPED = "0527ff9a"  # what hash_code gave when this file was shipped
 
 
 class BadInput(ValueError):
@@ -411,7 +412,7 @@ def main(**flags):
             require(flag in before, f"there is no flag {flag}; the file begins with all there are")
             globals()[flag] = check(flag, value)
         require(N_EMBD % (2 * N_HEAD) == 0, f"{N_EMBD=} must be a multiple of 2 * {N_HEAD=}")
-        require(OPTIMIZER in OPTIMIZERS, f"OPTIMIZER={OPTIMIZER!r}: give 'adamw' or 'sgd'")
+        require(OPTIMIZER in OPTIMIZERS, f"OPTIMIZER={OPTIMIZER!r}: give one of {[*OPTIMIZERS]}")
         require(DROPOUT <= 1, f"DROPOUT={DROPOUT}: give a share from 0 to 1")
         devices = {"cpu", str(torch.accelerator.current_accelerator(check_available=True) or "cpu")}
         require(DEVICE in devices, f"DEVICE={DEVICE!r} is not here; give one of {devices}")

@@ -512,7 +512,7 @@ def test_a_number_may_be_edited_to_a_whole_one(flag, value, text):
 
 
 def test_a_line_of_an_error_says_what_to_do(refused):
-    assert "'adamw' or 'sgd'" in refused("--optimizer=adam")
+    assert "give one of ['adamw', 'sgd']" in refused("--optimizer=adam")
     assert "UTF-8" in refused("--data=latin.txt")
     assert "leave them out" in refused(*TINY_ARGS, "--prompt=Ä")
     assert "python gpt.py makes one" in refused("--steps=0", "--checkpoint=no.pt")

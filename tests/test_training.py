@@ -269,6 +269,15 @@ def test_the_rate_is_constant_and_its_own_falls_with_the_root_of_the_width(
     assert rates == pytest.approx([own] * 2 + [2 * own] * 2 + [0.125] * 2 + [0.0] * 2)
 
 
+def test_an_optimizer_that_a_reader_adds_is_trained_with(flags, monkeypatch, after_step):
+    made = []
+    after_step(lambda optimizer: made.append((type(optimizer), optimizer.param_groups[0]["lr"])))
+    monkeypatch.setitem(gpt.OPTIMIZERS, "adam", (torch.optim.Adam, 1e-2))
+    flags(OPTIMIZER="adam", N_EMBD=64, STEPS=1)
+    train()
+    assert made == [(torch.optim.Adam, 1e-2)]
+
+
 def test_bfloat16_rounds_the_training_and_nothing_else(flags):
     rows = []
     for bfloat16 in (False, True):
