@@ -22,7 +22,7 @@ import gpt  # noqa: E402
 SCRIPT = Path(gpt.__file__).resolve()
 TINY = dict(N_EMBD=8, N_HEAD=2, N_LAYER=2, BLOCK_SIZE=8, BATCH_SIZE=4, STEPS=2, SAMPLE=10)
 TINY_ARGS = [f"--{flag.lower()}={value}" for flag, value in TINY.items()]
-DEFAULTS = {flag: getattr(gpt, flag) for flag in gpt.FULL | gpt.KINDS} | {"DEVICE": "cpu"}
+DEFAULTS = {flag: getattr(gpt, flag) for flag in gpt.FULL | gpt.REST} | {"DEVICE": "cpu"}
 
 # Every flag's other setting: the parts deleted one at a time, and those put back.
 DELETIONS = [

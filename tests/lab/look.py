@@ -21,8 +21,6 @@ A text longer than the context is cut: its end is used.
 """
 
 import argparse
-import contextlib
-import io
 import json
 import math
 import os
@@ -34,6 +32,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where gpt.py lies
+
+from sample import load
 
 import gpt
 
@@ -233,13 +233,6 @@ def label_with(text, axis):
 
 
 # 5. The command line.
-def load(path):
-    """The model in the file path on the CPU in eval mode, its vocabulary and its run.
-    gpt.BadInput if gpt.py cannot read it."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return gpt.main(STEPS=0, SAMPLE=0, PROMPT="", DEVICE="cpu", CHECKPOINT=path)
-
-
 def main(checkpoint, text, page, picture):
     """Print the rows, or write the page and the picture. gpt.BadInput for what cannot be used."""
     if page is not None:
@@ -251,7 +244,7 @@ def main(checkpoint, text, page, picture):
         text = "".join(c for c in LINE if c in vocab)
         gpt.require(text, f"PROMPT: {checkpoint} knows only {vocab[:20]!r}; give a text of these")
     gpt.require(text, "PROMPT is empty; give a text of a character or more")
-    title = f"{os.path.basename(checkpoint)}: {run['name']}, {run['steps']:,} steps"
+    title = f"{os.path.basename(checkpoint)}: {run['name']}, {run['STEPS']:,} steps"
     if len(text) > model.block_size:
         cut = f"the last {model.block_size} of {len(text):,} characters, as many as the context has"
         print(f"Shown are {cut}.")

@@ -21,7 +21,6 @@ the newest counts.
 
 import argparse
 import contextlib
-import hashlib
 import io
 import json
 import math
@@ -31,6 +30,8 @@ import statistics
 import sys
 import tempfile
 import textwrap
+import time
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,10 +80,7 @@ COLOURS = {  # of what a run shows: read on white and on black
     "SCALED_INIT": "#0e8fc0", "OPTIMIZER": "#a87350", "AVERAGE": "#8f76c8",
     "BATCH_SIZE": "#00957a", "NOTE": "#c0507a",
 }
-KEYS = {
-    "name", "flags", "seed", "data", "steps", "params", "vocab", "started", "curve", "val_loss",
-    "seconds",
-}
+KEYS = {"name", "data", "params", "vocab", "started", "curve", "val_loss", "STEPS", "SEED"}
 # fmt: on
 GREY = "#808080"
 COSTLIEST = 6  # so many deletions are drawn beside the full model where none are chosen
@@ -104,17 +102,17 @@ def read_runs(paths):
     """The records in these files, oldest first. A line that is no record is skipped."""
     runs = []
     for path in paths:
-        for line in gpt.read(path).splitlines():
+        for line in Path(path).read_text("utf-8", "replace").splitlines():
             with contextlib.suppress(ValueError, RecursionError):
                 run = json.loads(line)
-                if type(run) is dict and run.keys() >= KEYS:
+                if type(run) is dict and run.keys() >= KEYS | gpt.FULL.keys():
                     runs.append(run)
     return sorted(runs, key=lambda run: run["started"])
 
 
 def hash_text():
     """The text of gpt.DATA, as a record names it."""
-    return hashlib.sha256(gpt.read_text().encode()).hexdigest()[:8]
+    return f"{zlib.crc32(gpt.read_text().encode()):08x}"
 
 
 def one_thread():
@@ -124,10 +122,14 @@ def one_thread():
 
 
 def train(flags):
-    """Train with these flags and keep no model. Returns the record."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        _, _, run = gpt.main(**flags, SAMPLE=0, PROMPT="")
-    Path(flags["CHECKPOINT"]).unlink(missing_ok=True)
+    """Train with these flags and keep no model. Returns the record, or says why there is none."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            _, _, run = gpt.main(**flags, SAMPLE=0)
+    except gpt.BadInput as error:  # such as a loss that is no number
+        return f"{gpt.name_run(flags)}: {error}"
+    finally:
+        Path(flags["CHECKPOINT"]).unlink(missing_ok=True)
     return run
 
 
@@ -148,10 +150,10 @@ def sweep(models, seeds, jobs):
     done = {name: {} for name in models}
     if Path("runs.jsonl").exists():
         for run in read_runs(["runs.jsonl"]):
-            same = run["data"] == data and run["steps"] == gpt.STEPS and run["seed"] in wanted
+            same = run["data"] == data and run["STEPS"] == gpt.STEPS and run["SEED"] in wanted
             if same and run["name"] in models:
-                done[run["name"]][run["seed"]] = run
-    seconds = [run["seconds"] for runs in done.values() for run in runs.values()]
+                done[run["name"]][run["SEED"]] = run
+    started = time.time()
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
         plan = []
         for seed in wanted:
@@ -164,12 +166,14 @@ def sweep(models, seeds, jobs):
         if left:
             print(f"{left} of {len(models) * seeds} runs left", flush=True)
         for run in train_all(plan, jobs):
-            if run["steps"] < gpt.STEPS:  # Ctrl-C: it is in runs.jsonl, but no part of the sweep
-                break
-            done[run["name"]][run["seed"]] = run
-            seconds.append(run["seconds"])
             left -= 1
-            minutes = statistics.mean(seconds) * left / jobs / 60
+            minutes = (time.time() - started) / (len(plan) - left) * left / 60
+            if type(run) is str:
+                print(f"{left} left; not trained: {run}", flush=True)
+                continue
+            if run["STEPS"] < gpt.STEPS:  # Ctrl-C: it is in runs.jsonl, but no part of the sweep
+                break
+            done[run["name"]][run["SEED"]] = run
             print(f"{left} left, about {minutes:.0f} minutes; done: {run['name']}", flush=True)
     return {name: runs for name, runs in done.items() if runs}
 
@@ -179,10 +183,10 @@ def choose(runs, given):
     or the newest of as many. Returns {name: {seed: run}}."""
     groups = {}
     for run in runs:
-        facts = run["flags"] | {"STEPS": run["steps"], "SEED": run["seed"], "DATA": run["data"]}
+        facts = run | {"DATA": run["data"]}
         if all(facts.get(flag) == value for flag, value in given.items()):
-            group = groups.setdefault((run["data"], run["steps"]), {})
-            group.setdefault(run["name"], {})[run["seed"]] = run
+            group = groups.setdefault((run["data"], run["STEPS"]), {})
+            group.setdefault(run["name"], {})[run["SEED"]] = run
     gpt.require(groups, "there are no such runs; train them, without --table, --bars and --plot")
     return max(reversed(groups.values()), key=lambda group: sum(map(len, group.values())))
 
@@ -192,7 +196,7 @@ class Row(NamedTuple):
 
     title: str
     runs: list
-    losses: dict  # {seed: loss} of the runs that did not diverge
+    losses: dict  # {seed: loss}
     costs: list  # losses less those of the base with the same seed
     part: str  # what it shows, a key of COLOURS
 
@@ -220,15 +224,15 @@ def make_rows(found, titles, base, ladder):
 
 
 def read_losses(runs):
-    """{seed: loss} of the runs, {seed: run}, that did not diverge."""
-    return {seed: run["val_loss"] for seed, run in runs.items() if run["val_loss"] is not None}
+    """{seed: loss} of the runs, {seed: run}."""
+    return {seed: run["val_loss"] for seed, run in runs.items()}
 
 
 def find_part(runs, base):
     """The first flag by which runs differ from base, both {seed: run}; "NOTE" where none does."""
-    flags, of_base = next(iter(runs.values()))["flags"], next(iter(base.values()))["flags"]
-    for flag, value in flags.items():
-        if value != of_base.get(flag):
+    run, of_base = next(iter(runs.values())), next(iter(base.values()))
+    for flag in gpt.FULL:
+        if run[flag] != of_base[flag]:
             return flag
     return "NOTE"
 
@@ -236,19 +240,6 @@ def find_part(runs, base):
 def mean(numbers):
     """Their mean, or infinity where there are none, so that such rows come last."""
     return statistics.mean(numbers) if numbers else math.inf
-
-
-def tell_loss(row):
-    """The mean loss of the seeds that did not diverge."""
-    return f"{mean(row.losses.values()):.3f}" if row.losses else "diverged"
-
-
-def tell_name(row):
-    """The title, and how many of the seeds diverged, where it is some and not all."""
-    diverged = len(row.runs) - len(row.losses)
-    if diverged and row.losses:
-        return f"{row.title} ({diverged} of {len(row.runs)} seeds diverged)"
-    return row.title
 
 
 def tell_cost(row):
@@ -268,7 +259,8 @@ def print_table(rows, heading):
         seeds, params = str(len(row.losses)), row.runs[0]["params"]
         if 0 < len(row.costs) < len(row.losses):
             seeds = f"{len(row.costs)} of {len(row.losses)}"
-        print(f"{tell_loss(row):>8}  {tell_cost(row):16}{seeds:>6}{params:12,}  {tell_name(row)}")
+        loss = mean(row.losses.values())
+        print(f"{loss:8.3f}  {tell_cost(row):16}{seeds:>6}{params:12,}  {row.title}")
 
 
 def new_axis(height, about):
@@ -284,7 +276,7 @@ def new_axis(height, about):
 
 def shorten(row):
     """What names a row in a picture, in at most 48 characters."""
-    return textwrap.shorten(tell_name(row), 48, placeholder=" ...")
+    return textwrap.shorten(row.title, 48, placeholder=" ...")
 
 
 def draw_bars(rows, base):
@@ -305,7 +297,7 @@ def draw_bars(rows, base):
 
 
 def mean_curve(row):
-    """Steps and mean validation losses, from ln V at step 0 to where the first seed diverged."""
+    """Steps and mean validation losses, from ln V at step 0 to where the first seed ends."""
     curves = [{step: loss for step, _, loss in run["curve"]} for run in row.runs]
     steps, losses = [0], [math.log(len(row.runs[0]["vocab"]))]
     for step in curves[0]:
@@ -332,7 +324,7 @@ def draw_curves(rows):
         place = max(end[1], place + (top - low) / 20)  # no label lies on another
         how = dict(xytext=(1.03, place), textcoords=("axes fraction", "data"), va="center")
         how |= dict(arrowprops=dict(arrowstyle="-", color=colour, relpos=(0, 0.5)))
-        text = f"{tell_loss(row)} {shorten(row)}"
+        text = f"{mean(row.losses.values()):.3f} {shorten(row)}"
         axis.annotate(text, end, color=colour, fontsize=9, **how)
     axis.set_ylim(low - 0.02 * (top - low), max(top, place))
     axis.set_xlim(left=0)
@@ -365,19 +357,26 @@ def draw(args, rows, base):
 
 def main(argv=None):
     how = dict(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser = argparse.ArgumentParser("sweep.py", argparse.SUPPRESS, allow_abbrev=False, **how)
-    add = parser.add_argument
+    parser = argparse.ArgumentParser(
+        "sweep.py",
+        argparse.SUPPRESS,
+        parents=[gpt.parser],
+        add_help=False,
+        allow_abbrev=False,
+        **how,
+    )
+    group = parser.add_argument_group("options of the sweep")
+    add = group.add_argument
     add("--seeds", type=int, default=1, help="train each so often, from --seed on [1]")
     add("--jobs", type=int, default=1, help="train so many at a time, each with one thread [1]")
     add("--table", nargs="*", metavar="FILE", help="print these records [runs.jsonl]")
     add("--names", nargs="+", metavar="NAME", help="show only these, named as in the table")
-    add = parser.add_mutually_exclusive_group().add_argument
+    add = group.add_mutually_exclusive_group().add_argument
     add("--ladder", action="store_true", help="from the bigram model to the GPT instead")
     add("--other-way", action="store_true", help="twice each size, ReLU, post-norm instead")
-    add = parser.add_mutually_exclusive_group().add_argument
+    add = group.add_mutually_exclusive_group().add_argument
     add("--bars", metavar="PICTURE", help="draw the costs")
     add("--plot", metavar="PICTURE", help="draw the curves")
-    gpt.add_options(parser)
     args = parser.parse_args(argv)
     given = {flag: value for flag, value in vars(args).items() if flag.isupper()}
     try:
@@ -391,12 +390,11 @@ def main(argv=None):
 def show(args, given):
     """Train or read, and print the table or draw the pictures, as the arguments say."""
     gpt.require(args.seeds > 0 and args.jobs > 0, "--seeds and --jobs must be 1 or more")
-    gpt.require(given.get("STEPS") != 0, "--steps must be 1 or more")
     gpt.require(not (args.ladder and args.bars), "the ladder has no bars; draw it with --plot")
     for flag, value in given.items():
         used = flag in gpt.FULL or flag in ("STEPS", "SEED", "DEVICE", "DATA")
         gpt.require(used, f"a sweep keeps no model and samples nothing; leave {flag} out")
-        setattr(gpt, flag, gpt.check(flag, value))
+        setattr(gpt, flag, value)
     chosen = deletions()
     if args.ladder:
         chosen = LADDER

@@ -21,12 +21,10 @@ In a notebook, xray.xray(model, windows) returns the numbers as dictionaries.
 
 import argparse
 import contextlib
-import functools
 import inspect
 import io
 import math
 import os
-import re
 import sys
 import tempfile
 import textwrap
@@ -37,6 +35,8 @@ import torch
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a bare clone has gpt.py there
+
+from sample import load
 
 import gpt
 
@@ -257,25 +257,23 @@ def take_picture(model, windows):
 def watch(train):
     """gpt.train that also takes pictures before and after training, into run["pictures"]."""
 
-    @functools.wraps(train)  # gpt.name_run looks at it
     def watched(model, train_ids, val_ids, run):
         windows = cut_windows(val_ids, model.block_size)
         start = take_picture(model, windows)
         model = train(model, train_ids, val_ids, run)
         run["pictures"] = {
             START: start,
-            f"After step {run['steps']}": take_picture(model, windows),
+            f"After step {run['STEPS']}": take_picture(model, windows),
         }
         return model
 
     return watched
 
 
-def keep_last(model, best, val_ids, step, train_loss, run):
+def keep_last(model, best, train_ids, val_ids, step, run):
     """Stands in for gpt.look: evaluates, writes and prints nothing, and keeps the last model."""
     best.load_state_dict(model.state_dict())
-    run["val_loss"] = None  # so there is no sample
-    return 0.0
+    run["val_loss"] = math.inf  # for the table, which nobody sees
 
 
 @contextlib.contextmanager
@@ -292,8 +290,7 @@ def no_traces():
 
 def read_text(flags):
     """The text of DATA, as gpt.py reads it."""
-    data = gpt.check("DATA", flags.get("DATA", gpt.DATA))
-    with patch.object(gpt, "DATA", data):
+    with patch.object(gpt, "DATA", flags.get("DATA", gpt.DATA)):
         return gpt.read_text()
 
 
@@ -305,13 +302,12 @@ def train_model(text, flags):
         patch.object(gpt, "read_text", lambda: text),
         no_traces(),
     ):
-        _, _, run = gpt.main(**flags | {"CHECKPOINT": "gpt.pt", "PROMPT": "", "SAMPLE": 0})
+        _, _, run = gpt.main(**flags | {"CHECKPOINT": "gpt.pt", "SAMPLE": 0})
     return run
 
 
 def train_models(flags):
     """The runs of the full model and of the one with flags; of one model if they are the same."""
-    gpt.require(gpt.check("STEPS", flags["STEPS"]) > 0, "give --steps of 1 or more")
     text = read_text(flags)
     full = flags | gpt.FULL
     other = {flag: getattr(gpt, flag) for flag in gpt.FULL} | flags
@@ -325,14 +321,13 @@ def train_models(flags):
 
 def load_model(path, text, flags):
     """The run of the model in the file path, with its picture on text."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        model, vocab, run = gpt.main(**flags, STEPS=0, CHECKPOINT=path, PROMPT="", SAMPLE=0)
+    model, vocab, run = load(path, flags.get("DEVICE", gpt.DEVICE))
     unknown = "".join(sorted(set(text) - set(vocab)))
     gpt.require(not unknown, f"{path} does not know {unknown[:20]!r}; give its text by --data")
     ids = gpt.encode(text, vocab)[len(text) * 9 // 10 :]  # the validation text
     gpt.require(len(ids) > model.block_size, f"the text is too short for {path}; give its --data")
     windows = cut_windows(ids.to(next(model.parameters()).device), model.block_size)
-    name = f"{path}: {run['name']}, trained to step {run['steps']}"
+    name = f"{path}: {run['name']}, trained to step {run['STEPS']}"
     return run | {"name": name, "pictures": {"As trained": take_picture(model, windows)}}
 
 
@@ -421,7 +416,7 @@ def print_runs(runs):
         losses = " and ".join(f"{picture['loss']:.3f}" for picture in pictures)
         print(f"\n{title}: loss {losses}")
         prefixes = " and ".join(f"{picture['prefixes']:.2g}" for picture in pictures)
-        length = runs[0]["flags"]["BLOCK_SIZE"]
+        length = runs[0]["BLOCK_SIZE"]
         print(f"One pass, or {length} passes over the prefixes: logits differ by {prefixes}")
         if any(picture["rows"] for picture in pictures):
             print_table(pictures, STREAM, heads=False)
@@ -432,19 +427,17 @@ def print_runs(runs):
 def main(argv):
     """Print what the command line asks for. Bad input ends the program with status 2."""
     plain = dict(usage=argparse.SUPPRESS, allow_abbrev=False)
-    flag_parser = argparse.ArgumentParser("xray.py", add_help=False, **plain)
-    gpt.add_options(flag_parser)
+    flag_parser = argparse.ArgumentParser("xray.py", add_help=False, parents=[gpt.parser], **plain)
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         "xray.py", description=__doc__, formatter_class=layout, **plain
     )
     parser.add_argument("paths", nargs="*", help="one or two models that gpt.py has saved")
-    options = [re.sub("^--[a-z_]+", lambda x: x[0].replace("_", "-"), x) for x in argv]
-    flags, rest = flag_parser.parse_known_args(options)
+    flags, rest = flag_parser.parse_known_args(argv)
     flags = vars(flags)
     paths = parser.parse_args(rest).paths
     try:
-        for flag in ("CHECKPOINT", "PROMPT", "SAMPLE", "TEMPERATURE", "TOP_K"):
+        for flag in ("CHECKPOINT", "SAMPLE"):
             gpt.require(flag not in flags, f"{flag} changes nothing here; leave it out")
         if paths:
             print_runs(load_models(paths, flags))
