@@ -331,8 +331,7 @@ def main(**flags):
         require(N_EMBD % (2 * N_HEAD) == 0, f"{N_EMBD=} must be a multiple of 2 * {N_HEAD=}")
         require(OPTIMIZER in OPTIMIZERS, f"{OPTIMIZER=}: give one of {[*OPTIMIZERS]}")
         require(DEVICE in DEVICES, f"{DEVICE=} is not here; give one of {DEVICES}")
-        folder = os.path.dirname(CHECKPOINT) or "."
-        usable = CHECKPOINT.endswith(".pt") and os.access(folder, os.W_OK)
+        usable = CHECKPOINT.endswith(".pt") and os.access(Path(CHECKPOINT).parent, os.W_OK)
         require(usable, f"{CHECKPOINT=}: give a name in .pt in a folder that can be written")
         text = read_text()
         vocab = "".join(sorted(set(text)))
@@ -340,10 +339,9 @@ def main(**flags):
         require(len(val_ids) > BLOCK_SIZE, f"{DATA=} is too short for {BLOCK_SIZE=}")
         torch.manual_seed(SEED)  # for dropout
         model = GPT(len(vocab)).to(DEVICE)
-        flags = {flag: globals()[flag] for flag in FULL | REST}
         run = {
-            **flags,
-            "name": name_run(flags),
+            **{flag: globals()[flag] for flag in before},
+            "name": name_run(globals()),
             "data": f"{zlib.crc32(text.encode()):08x}",
             "params": sum(weight.numel() for weight in model.parameters()),
             "vocab": vocab,
@@ -355,7 +353,9 @@ def main(**flags):
         print("\n   step    train      val    left  loss, on a scale that is finer below")
         with open("runs.jsonl", "a") as file:  # what cannot be written is found before training
             model = train(model, train_ids, val_ids, run)
-            file.write(f"\n{json.dumps(run)}\n")
+            whole = Path("runs.jsonl").read_bytes()[-1:] in (b"", b"\n")
+            start = "" if whole else "\n"  # the line before is torn
+            file.write(f"{start}{json.dumps(run)}\n")
         print(f"\n{sample(model, vocab)}")
         print(f"\nThe model is in {CHECKPOINT}; python tests/lab/sample.py asks it for more.")
         compare(run)
