@@ -92,10 +92,10 @@ class Attention(nn.Module):
         if self.query_key:
             q = self.query(x).unflatten(2, (self.n_head, -1)).transpose(1, 2)  # (B, H, T, D)
             k = self.key(x).unflatten(2, (self.n_head, -1)).transpose(1, 2)  # (B, H, T, D)
-            if self.rotary:
-                pairs = torch.stack([q, k]).float().unflatten(4, (-1, 2))  # (2, B, H, T, D / 2, 2)
-                turned = torch.view_as_complex(pairs) * self.rotation[: x.size(1)]
-                q, k = torch.view_as_real(turned).flatten(4).type_as(x)  # (B, H, T, D)
+            if self.rotary:  # turn pairs of channels by angles that grow with T; arXiv:2104.09864
+                qk = torch.stack([q, k]).float().unflatten(4, (-1, 2))  # (2, B, H, T, D / 2, 2)
+                qk = torch.view_as_complex(qk) * self.rotation[: x.size(1)]  # (2, B, H, T, D / 2)
+                q, k = torch.view_as_real(qk).flatten(4).type_as(x)  # (B, H, T, D)
         v = self.value(x).unflatten(2, (self.n_head, -1)).transpose(1, 2)  # (B, H, T, D)
         y = attention(q, k, v, **self.options)  # (B, H, T, D)
         return self.projection(y.transpose(1, 2).flatten(2))  # (B, T, C)
@@ -190,7 +190,7 @@ def look(model, best, train_ids, val_ids, step, run):
     val_loss = evaluate(model, val_ids)
     require(math.isfinite(val_loss), f"the loss is no number at step {step}; lower LEARNING_RATE")
     run["curve"].append([step, train_loss, val_loss])
-    if val_loss < run.get("val_loss", math.inf):
+    if val_loss <= run.get("val_loss", math.inf):
         run["val_loss"] = val_loss
         best.load_state_dict(model.state_dict())
         part = f"{CHECKPOINT}.{os.getpid()}.part"
@@ -222,7 +222,7 @@ def train(model, train_ids, val_ids, run):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if AVERAGE:  # step n weighs about n^15; https://arxiv.org/abs/1212.1824
+            if AVERAGE:  # step n weighs about n^15; arXiv:1212.1824
                 for mean, weight in zip(smooth.parameters(), model.parameters(), strict=True):
                     mean.data.lerp_(weight.data, 16 / (step + 15))
             if step in (100, STEPS) or step % max(100, STEPS // 10) == 0:
@@ -350,14 +350,14 @@ def main(**flags):
         }
         print(f"{run['name']}: {run['params']:,} parameters, {N_LAYER} layers, {N_HEAD} heads")
         print(f"width {N_EMBD}, context {BLOCK_SIZE}, {len(text):,} characters, on {DEVICE}")
-        print("\n   step    train      val    left  loss, on a scale that is finer below")
+        print("\n   step    train      val    left  val loss on a logarithmic scale")
         with open("runs.jsonl", "a") as file:  # what cannot be written is found before training
             model = train(model, train_ids, val_ids, run)
             whole = Path("runs.jsonl").read_bytes()[-1:] in (b"", b"\n")
             start = "" if whole else "\n"  # the line before is torn
             file.write(f"{start}{json.dumps(run)}\n")
         print(f"\n{sample(model, vocab)}")
-        print(f"\nThe model is in {CHECKPOINT}; python tests/lab/sample.py asks it for more.")
+        print(f"\npython tests/lab/sample.py {CHECKPOINT} samples from the model again.")
         compare(run)
         return model, vocab, run
     finally:
