@@ -43,7 +43,7 @@ def test_a_python_block_runs_and_leaves_the_flags_as_they_were(block, tmp_path, 
     monkeypatch.chdir(tmp_path)
     Path("input.txt").write_text(words(), "utf-8")
     block = block.replace("STEPS=300", "STEPS=2, SAMPLE=5, N_EMBD=8, BLOCK_SIZE=8")
-    before = {flag: getattr(gpt, flag) for flag in gpt.FULL | gpt.KINDS}
+    before = {flag: getattr(gpt, flag) for flag in gpt.FULL | gpt.REST}
     with contextlib.redirect_stdout(io.StringIO()):
         exec(block, {})
     assert {flag: getattr(gpt, flag) for flag in before} == before
@@ -80,7 +80,7 @@ def test_a_command_has_the_files_and_options_it_names(command):
     words = shlex.split(command)
     assert (ROOT / words[1]).exists()
     known = set(re.findall(r"--[a-z-]+", show_help(words[1])))
-    known |= {f"--{flag.lower().replace('_', '-')}" for flag in gpt.FULL | gpt.KINDS}
+    known |= {f"--{flag.lower().replace('_', '-')}" for flag in gpt.FULL | gpt.REST}
     known |= {f"--no-{flag.lower().replace('_', '-')}" for flag in gpt.FULL}
     assert set(re.findall(r"(?<!\S)--[a-z-]+", command)) <= known
 
