@@ -23,7 +23,7 @@ ATTENTION = True  # off: each character is computed on alone and never sees anot
 QUERY_KEY = True  # off: every visible character weighs the same, the plain average of the past
 SCALE = True  # off: scores are sqrt(D) times as large: a query sees 6 characters at first, not 43
 CAUSAL = True  # off: it reads the answer: the loss collapses, the samples are nonsense
-FLASH = True  # off: softmax(QKᵀ/√D)·V written out, with the same numbers
+FLASH = True  # off: softmax(QK/sqrt(D))V is written out, with the same numbers
 N_HEAD = 4  # 1: one look, at 2 to 6 characters; the four heads look at 2 to 25
 PROJECTION = True  # off: heads are laid side by side and never mixed
 POSITION = True  # off: a query cannot tell near from far and goes on to see 48 characters, not 17
@@ -95,7 +95,7 @@ class Attention(nn.Module):
             if self.rotary:  # turn pairs of channels by angles that grow with T; arXiv:2104.09864
                 qk = torch.stack([q, k]).float().unflatten(4, (-1, 2))  # (2, B, H, T, D / 2, 2)
                 qk = torch.view_as_complex(qk) * self.rotation[: x.size(1)]  # (2, B, H, T, D / 2)
-                q, k = torch.view_as_real(qk).flatten(4).type_as(x)  # (B, H, T, D)
+                q, k = torch.view_as_real(qk).flatten(4).type_as(q)  # (B, H, T, D)
         v = self.value(x).unflatten(2, (self.n_head, -1)).transpose(1, 2)  # (B, H, T, D)
         y = attention(q, k, v, **self.options)  # (B, H, T, D)
         return self.projection(y.transpose(1, 2).flatten(2))  # (B, T, C)
@@ -208,7 +208,7 @@ def train(model, train_ids, val_ids, run):
     optimizer = make(model.parameters(), rate, fused=True)
     shared = {id(buffer): buffer for buffer in model.buffers()}  # only the weights are averaged
     smooth = copy.deepcopy(model, shared) if AVERAGE else model
-    best = copy.deepcopy(model)
+    best = copy.deepcopy(model).eval()
     generator = torch.Generator(DEVICE).manual_seed(SEED)
     windows = train_ids.unfold(0, BLOCK_SIZE + 1, 1)  # (N - T, T + 1): every text to train on
     try:
@@ -357,7 +357,7 @@ def main(**flags):
             start = "" if whole else "\n"  # the line before is torn
             file.write(f"{start}{json.dumps(run)}\n")
         print(f"\n{sample(model, vocab)}")
-        print(f"\npython tests/lab/sample.py {CHECKPOINT} samples from the model again.")
+        print(f'\npython tests/lab/sample.py "{CHECKPOINT}" samples from the model again.')
         compare(run)
         return model, vocab, run
     finally:

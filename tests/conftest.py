@@ -2,10 +2,8 @@
 
 import contextlib
 import io
-import os
 import random
 import runpy
-import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -21,7 +19,7 @@ import gpt  # noqa: E402
 
 SCRIPT = Path(gpt.__file__).resolve()
 TINY = dict(N_EMBD=8, N_HEAD=2, N_LAYER=2, BLOCK_SIZE=8, BATCH_SIZE=4, STEPS=2, SAMPLE=10)
-TINY_ARGS = [f"--{flag.lower()}={value}" for flag, value in TINY.items()]
+TINY_ARGS = [f"--{flag.lower().replace('_', '-')}={value}" for flag, value in TINY.items()]
 DEFAULTS = {flag: getattr(gpt, flag) for flag in gpt.FULL | gpt.REST} | {"DEVICE": "cpu"}
 
 # Every flag's other setting: the parts deleted one at a time, and those put back.
@@ -96,13 +94,6 @@ def everything():
     """The files of this folder and what a write would change."""
     stats = {path: path.lstat() for path in [Path(), *Path().rglob("*")]}
     return {path: (s.st_ino, s.st_mode, s.st_size, s.st_mtime_ns) for path, s in stats.items()}
-
-
-def command(*args, cwd=None, env=None, **how):
-    """Run python gpt.py with args in the folder cwd; returns the finished process, text decoded."""
-    how = dict(capture_output=True, text=True, encoding="utf-8", timeout=120) | how
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"} | (env or {})
-    return subprocess.run([sys.executable, SCRIPT, *map(str, args)], cwd=cwd, env=env, **how)
 
 
 def start(*args, file=SCRIPT, encoding="utf-8"):

@@ -129,29 +129,48 @@ def test_the_model_is_torchs_encoder(flags, n_layer, length, bias, gelu, pre_nor
 # Positions
 
 
-def turned(x, n_head=1):
-    """rotate by the numbers that an attention layer with heads of the size of x's has."""
-    vars(gpt).update(N_EMBD=n_head * x.size(-1), N_HEAD=n_head, BLOCK_SIZE=x.size(-2))
-    return gpt.rotate(x[None], gpt.Attention().rotation)[0]
+@pytest.fixture
+def turned(flags, monkeypatch):
+    """turned(x, n_head) gives the queries (B, H, T, D) that the layer puts into attention for x
+    (B, T, C), where what they are before they are turned is x itself."""
+    given = []
+    monkeypatch.setattr(gpt, "attention", lambda q, k, v, **_: given.extend([q, k]) or v)
+
+    def turn(x, n_head):
+        flags(N_EMBD=x.size(-1), N_HEAD=n_head, BLOCK_SIZE=T + 2)
+        layer = gpt.Attention()
+        nn.init.eye_(layer.query.weight)
+        nn.init.eye_(layer.key.weight)
+        layer(x)
+        q, k = given[-2:]
+        assert torch.equal(q, k)
+        return q
+
+    return turn
 
 
 @pytest.mark.parametrize("n_head", [1, 3])
 @pytest.mark.parametrize("size", [2, 6, 8])
-def test_rotate_multiplies_by_complex_numbers(size, n_head):
-    """Channels 2j and 2j + 1 are one complex number, turned by t / 10000^(2j / D)."""
-    x = torch.randn(B, H, T, size)
+@torch.no_grad()
+def test_queries_and_keys_are_multiplied_by_complex_numbers(turned, size, n_head):
+    """Channels 2j and 2j + 1 of a head are one complex number, turned by t / 10000^(2j / D)."""
+    x = torch.randn(B, T, n_head * size)
     result = turned(x, n_head)
-    for t, j in product(range(T), range(size // 2)):
-        z = torch.complex(x[..., t, 2 * j], x[..., t, 2 * j + 1])
+    assert result.shape == (B, n_head, T, size)
+    for h, t, j in product(range(n_head), range(T), range(size // 2)):
+        one = h * size + 2 * j
+        z = torch.complex(x[:, t, one], x[:, t, one + 1])
         z = z * cmath.exp(1j * t / 10000 ** (2 * j / size))
-        same(torch.complex(result[..., t, 2 * j], result[..., t, 2 * j + 1]), z)
-    same(turned(x.bfloat16(), n_head), result.bfloat16(), 0.03)
+        same(torch.complex(result[:, h, t, 2 * j], result[:, h, t, 2 * j + 1]), z)
+    with torch.autocast("cpu", torch.bfloat16):
+        same(turned(x, n_head).float(), result, 0.03)
 
 
-def test_scores_of_rotated_characters_depend_on_their_distance_alone():
+@torch.no_grad()
+def test_scores_of_rotated_characters_depend_on_their_distance_alone(turned):
     """One query and one key at all places: each diagonal of their scores holds one number."""
-    q, k = torch.randn(2, 6)
-    scores = turned(q.expand(1, 1, T, 6))[0, 0] @ turned(k.expand(1, 1, T, 6))[0, 0].mT
+    q, k = torch.randn(2, 1, 1, 6)
+    scores = turned(q.expand(1, T, 6), 1)[0, 0] @ turned(k.expand(1, T, 6), 1)[0, 0].mT
     for distance in range(1 - T, T):
         diagonal = scores.diagonal(distance)
         same(diagonal, diagonal[:1].expand(len(diagonal)))

@@ -1,18 +1,18 @@
 """The text: reading it, fetching it, characters to ids and back."""
 
-import hashlib
 import http.server
 import os
 import signal
 import socket
 import threading
 import urllib.request
+import zlib
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
 import torch
-from conftest import SCRIPT, TINY, words
+from conftest import TINY, words
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,15 +35,13 @@ def test_ids_give_back_any_text_of_the_vocabulary(text, data):
 
 
 @given(ANY_TEXT, ANY_TEXT)
-def test_encode_names_every_character_that_the_vocabulary_lacks(text, known):
-    strange = set(text) - set(known)
+def test_encode_refuses_a_character_that_the_vocabulary_lacks(text, known):
     vocab = "".join(sorted(set(known)))
-    if not strange:
+    if set(text) <= set(known):
         assert "".join(vocab[i] for i in gpt.encode(text, vocab)) == text
-        return
-    with pytest.raises(gpt.BadInput) as error:
-        gpt.encode(text, vocab)
-    assert all(repr(character) in str(error.value) for character in strange)
+    else:
+        with pytest.raises(ValueError):
+            gpt.encode(text, vocab)
 
 
 # Files.
@@ -87,7 +85,7 @@ def test_a_bad_input_txt_is_an_error_and_is_not_replaced(content, text, monkeypa
         path.write_bytes(content)
     before = path.lstat()
     monkeypatch.setattr(gpt, "URL", "http://127.0.0.1:9/")
-    with pytest.raises(gpt.BadInput, match="input.txt'"):
+    with pytest.raises(gpt.BadInput, match="DATA='input.txt'"):
         gpt.main(**TINY)
     assert path.lstat() == before and capsys.readouterr() == ("", "")
 
@@ -107,14 +105,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         body = TEXT.encode()
         self.send_response(404 if self.path == "/missing" else 200)
-        if self.path not in ("/short", "/long"):  # then nothing says how long the body is
-            self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.path == "/other":
-            self.wfile.write(body[:-1] + b"!")
-        elif self.path == "/long":
-            self.wfile.write(body + b"!")
-        elif self.path in ("/short", "/closed"):
+        if self.path == "/closed":
             self.wfile.write(body[: len(body) // 2])
         elif self.path == "/hangs":
             self.wfile.write(body[: len(body) // 2])
@@ -131,7 +124,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     """A local HTTP server in a thread; its address is server.url."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(gpt, "SHA256", hashlib.sha256(TEXT.encode()).hexdigest())
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.url = f"http://127.0.0.1:{server.server_port}"
         server.halfway = lambda: None
@@ -171,9 +163,6 @@ def test_a_good_fetch_is_put_in_place_byte_for_byte(server, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "path, says",
     [
-        ("short", "another text"),
-        ("long", "another text"),
-        ("other", "another text"),
         ("closed", ""),
         ("missing", "404"),
         ("hangs", "timed out"),
@@ -222,7 +211,7 @@ def test_a_run_without_a_network_is_a_run_of_the_manual(tmp_path, monkeypatch, c
     first = out.splitlines()[0]
     assert err == "" and gpt.URL in first and "refused" in first and "input.txt" in first
     assert len(MANUAL) > 300_000 and vocab == "".join(sorted(set(MANUAL)))
-    assert run["data"] == hashlib.sha256(MANUAL.encode()).hexdigest()[:8]
+    assert run["data"] == f"{zlib.crc32(MANUAL.encode()):08x}"
     assert not Path("input.txt").exists()
 
 
@@ -236,9 +225,5 @@ def test_ctrl_c_in_the_middle_of_the_download_leaves_no_file(server, tmp_path, m
     assert os.listdir() == []
 
 
-def test_the_address_and_the_checksum_are_those_of_tiny_shakespeare():
+def test_the_address_is_that_of_tiny_shakespeare():
     assert gpt.URL.startswith("https://") and gpt.URL.endswith("/tinyshakespeare/input.txt")
-    local = SCRIPT.with_name("input.txt")
-    if not local.exists():
-        pytest.skip("no input.txt here")
-    assert hashlib.sha256(local.read_bytes()).hexdigest() == gpt.SHA256
