@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -151,11 +152,12 @@ def test_two_files_for_two_runs(text):
 
 
 # Read again.
-@pytest.mark.parametrize("name", ["gpt.pt", "mine.pt"])
+@pytest.mark.parametrize("name", ["gpt.pt", "my model.pt"])
 def test_a_run_names_the_command_that_samples_from_the_file_it_wrote(name, text):
     out = start(*TINY_ARGS, f"--checkpoint={name}", "--sample=60")[1]
     _, sample, line, _ = out.rsplit("\n\n", 3)
-    file, *arguments = re.search(rf"python tests/(lab/sample\.py {name})", line)[1].split()
+    command = re.search(r'python tests/(lab/sample\.py ".+")', line)[1]
+    file, *arguments = shlex.split(command)
     status, again, err = start(*arguments, "--length=60", file=TESTS / file)
     assert (status, err) == (0, "") and again.endswith(f"\n{sample}\n") and len(sample) > 30
 

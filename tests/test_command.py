@@ -219,7 +219,7 @@ def test_ctrl_c_after_the_first_look_ends_training_not_the_program(
     (run,) = runs()
     assert [row[0] for row in run["curve"]] == [100, step] and run["STEPS"] == step
     assert run["val_loss"] == min(row[2] for row in run["curve"])
-    assert out.count(run["name"]) == 2 and "tests/lab/sample.py gpt.pt" in out
+    assert out.count(run["name"]) == 2 and 'tests/lab/sample.py "gpt.pt"' in out
     assert torch.load("gpt.pt")["run"]["val_loss"] == run["val_loss"]
 
 

@@ -249,6 +249,13 @@ def test_heads_that_a_reader_computes_one_by_one(measured, monkeypatch):
     """As in the lecture: a call of attention for each head, on (B, T, D)."""
     _, _, expected = measured()
 
+    def rotate(x):  # (B, T, D)
+        size = x.size(2)
+        angle = torch.tensor([[t / 1e4 ** (i / size) for i in range(0, size, 2)] for t in range(6)])
+        a, b = x[..., ::2], x[..., 1::2]
+        turned = a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()
+        return torch.stack(turned, 3).flatten(2)
+
     def forward(self, x):
         outputs = []
         for n in range(self.n_head):
@@ -256,7 +263,7 @@ def test_heads_that_a_reader_computes_one_by_one(measured, monkeypatch):
             q, k, v = self.query(x), self.key(x), self.value(x)
             q, k, v = q[..., channels], k[..., channels], v[..., channels]
             if self.rotary:
-                q, k = gpt.rotate(torch.stack([q, k])[:, :, None], self.rotation)[:, :, 0]
+                q, k = rotate(q), rotate(k)
             outputs.append(gpt.attention(q, k, v, **self.options))
         return self.projection(torch.cat(outputs, 2))
 
@@ -309,7 +316,7 @@ def test_the_pictures_are_of_the_model_that_gpt_py_trains(flags, text, changes):
     assert os.listdir() == ["input.txt"]
     fresh = gpt.GPT(len(run["vocab"]))
     model, vocab, expected = gpt.main()
-    assert (run["name"], run["vocab"], run["steps"]) == (expected["name"], vocab, 3)
+    assert (run["name"], run["vocab"], run["STEPS"]) == (expected["name"], vocab, 3)
     ids = gpt.encode(text[len(text) * 9 // 10 :], vocab)
     windows = torch.stack([ids[n : n + 9] for n in range(0, len(ids) - 8, 8)])[:32]
     for title, expected in {"At the start": fresh, "After step 3": model}.items():
@@ -332,7 +339,6 @@ def test_every_flag_and_function_is_put_back(flags, text):
 @pytest.fixture
 def small(text, monkeypatch):
     """The full model is a small one, and input.txt lies in an otherwise empty folder."""
-    monkeypatch.setattr(gpt, "SHIPPED", gpt.hash_code(gpt.SOURCE))  # names without CODE
     for flag, value in {"N_EMBD": 16, "BLOCK_SIZE": 16}.items():
         monkeypatch.setitem(gpt.FULL, flag, value)
         monkeypatch.setattr(gpt, flag, value)
@@ -360,7 +366,7 @@ def table(lines, title, first):
 
 def test_two_models_side_by_side_and_nothing_is_left_on_disk(small):
     before = everything()
-    lines = xray_command("--no-residual", "--n_head=1", "--steps", 1, "--data", "input.txt")
+    lines = xray_command("--no-residual", "--n-head=1", "--steps", 1, "--data", "input.txt")
     assert everything() == before
     assert "A  full." in lines
     assert any(line.startswith("B  N_HEAD=1 RESIDUAL=False.") for line in lines)
@@ -442,6 +448,7 @@ def test_trained_models_from_files(flags, text, small):
     size = float(table(lines, "As trained", "size")["feed_forward2"][1])
     assert size == pytest.approx(row["size"], rel=6e-3)
     assert len(table(xray_command("other.pt"), "As trained", "size")["attention1"]) == 3
+    assert xray_command("gpt.pt", "--data", "input.txt", "other.pt") == lines
 
 
 @pytest.mark.parametrize(
@@ -449,13 +456,14 @@ def test_trained_models_from_files(flags, text, small):
     [
         (["--n-head", "3"], "N_EMBD=64 must be a multiple of 2 * N_HEAD=3"),
         (["--n-head", "many"], "invalid int value: 'many'"),
-        (["--steps", "0"], "give --steps of 1 or more"),
+        (["--steps", "0"], "STEPS=0: give 1 or more"),
         (["--sample", "5"], "SAMPLE changes nothing here; leave it out"),
         (["--no-such-part"], "unrecognized arguments: --no-such-part"),
         (["--data", "none.txt"], "'none.txt' cannot be read"),
-        (["--block-size", "500"], "DATA='input.txt': too short for BLOCK_SIZE=500"),
-        (["none.pt"], "CHECKPOINT='none.pt' is no model"),
-        (["input.txt"], "give a name in .pt"),
+        (["--block-size", "500"], "DATA='input.txt' is too short for BLOCK_SIZE=500"),
+        (["none.pt"], "'none.pt' holds no model of this gpt.py (FileNotFoundError"),
+        (["input.txt"], "'input.txt' holds no model"),
+        (["gpt.pt", "--device", "abacus"], "DEVICE='abacus' is not here"),
         (["gpt.pt", "gpt.pt", "gpt.pt"], "give one model or two"),
         (["gpt.pt", "--no-norm"], "a trained model has its flags; give no others"),
         (["gpt.pt", "--data", "other.txt"], "gpt.pt does not know 'xyz'"),
@@ -481,7 +489,8 @@ def test_a_bare_clone_with_edited_code(tmp_path):
     """The gpt.py beside the instrument is measured, an edited one and from any folder."""
     clone = tmp_path / "clone"
     (clone / "tests" / "lab").mkdir(parents=True)
-    shutil.copy(XRAY, clone / "tests" / "lab")
+    for name in ("xray.py", "sample.py"):
+        shutil.copy(TESTS / "lab" / name, clone / "tests" / "lab")
     source = Path(gpt.__file__).read_text("utf-8")
     before, line, after = source.partition("class Attention(")
     edit = "def attention(q, k, v, **options):\n    return v\n\n\n"  # each sees itself alone
@@ -494,6 +503,5 @@ def test_a_bare_clone_with_edited_code(tmp_path):
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert any(line.startswith("A  CODE=") for line in lines)
     assert table(lines, "After step 1", "scores")["attention1"][2:4] == ["1.00", "1.00"]
     assert os.listdir(folder) == ["input.txt"]

@@ -116,7 +116,6 @@ class Clock:
     def __init__(self, limit, target, looks):
         import gpt
 
-        self.gpt = gpt
         self.limit, self.target = limit, target
         self.marks = [limit * (look + 1) / looks for look in range(looks)]
         self.steps, self.seconds, self.started = 0, 0.0, None
@@ -132,7 +131,7 @@ class Clock:
         self.steps += 1
         running = sys.modules["__main__"]
         if self.mean is None:
-            running.look = lambda *_: None  # the looks are here
+            running.look = lambda *_: True  # the looks are here; an earlier gpt.py stops at None
             self.mean = running.GPT(len(self.vocab))
         weights = optimizer.param_groups[0]["params"]
         for mean, weight in zip(self.mean.parameters(), weights, strict=True):

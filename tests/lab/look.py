@@ -244,6 +244,8 @@ def main(checkpoint, text, page, picture):
         text = "".join(c for c in LINE if c in vocab)
         gpt.require(text, f"PROMPT: {checkpoint} knows only {vocab[:20]!r}; give a text of these")
     gpt.require(text, "PROMPT is empty; give a text of a character or more")
+    unknown = sorted(set(text[-model.block_size :]) - set(vocab))
+    gpt.require(not unknown, f"PROMPT={text!r}: the model does not know {unknown}; leave them out")
     title = f"{os.path.basename(checkpoint)}: {run['name']}, {run['STEPS']:,} steps"
     if len(text) > model.block_size:
         cut = f"the last {model.block_size} of {len(text):,} characters, as many as the context has"

@@ -105,7 +105,7 @@ def read_runs(paths):
         for line in Path(path).read_text("utf-8", "replace").splitlines():
             with contextlib.suppress(ValueError, RecursionError):
                 run = json.loads(line)
-                if type(run) is dict and run.keys() >= KEYS | gpt.FULL.keys():
+                if type(run) is dict and run.keys() >= KEYS:
                     runs.append(run)
     return sorted(runs, key=lambda run: run["started"])
 
@@ -122,11 +122,14 @@ def one_thread():
 
 
 def train(flags):
-    """Train with these flags and keep no model. Returns the record, or says why there is none."""
+    """Train with these flags and keep no model. Returns the record or, where the loss became no
+    number, why there is none. gpt.BadInput for flags that cannot be used."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             _, _, run = gpt.main(**flags, SAMPLE=0)
-    except gpt.BadInput as error:  # such as a loss that is no number
+    except gpt.BadInput as error:
+        if not str(error).startswith("the loss"):
+            raise
         return f"{gpt.name_run(flags)}: {error}"
     finally:
         Path(flags["CHECKPOINT"]).unlink(missing_ok=True)
@@ -134,7 +137,7 @@ def train(flags):
 
 
 def train_all(plan, jobs):
-    """Train with the flags of each in plan, so many at a time. Yields records as they are made."""
+    """Train with the flags of each in plan, so many at a time. Yields what train returns."""
     if jobs == 1:
         yield from map(train, plan)
     else:
@@ -183,7 +186,7 @@ def choose(runs, given):
     or the newest of as many. Returns {name: {seed: run}}."""
     groups = {}
     for run in runs:
-        facts = run | {"DATA": run["data"]}
+        facts = gpt.FULL | run | {"DATA": run["data"]}  # it may be older than a reader's own flag
         if all(facts.get(flag) == value for flag, value in given.items()):
             group = groups.setdefault((run["data"], run["STEPS"]), {})
             group.setdefault(run["name"], {})[run["SEED"]] = run
@@ -230,7 +233,7 @@ def read_losses(runs):
 
 def find_part(runs, base):
     """The first flag by which runs differ from base, both {seed: run}; "NOTE" where none does."""
-    run, of_base = next(iter(runs.values())), next(iter(base.values()))
+    run, of_base = (gpt.FULL | next(iter(group.values())) for group in (runs, base))
     for flag in gpt.FULL:
         if run[flag] != of_base[flag]:
             return flag
@@ -297,7 +300,7 @@ def draw_bars(rows, base):
 
 
 def mean_curve(row):
-    """Steps and mean validation losses, from ln V at step 0 to where the first seed ends."""
+    """Steps and mean validation losses, from ln V at step 0 on, where all seeds have been."""
     curves = [{step: loss for step, _, loss in run["curve"]} for run in row.runs]
     steps, losses = [0], [math.log(len(row.runs[0]["vocab"]))]
     for step in curves[0]:
@@ -314,7 +317,7 @@ def draw_curves(rows):
     seeds = max(len(row.runs) for row in rows)
     axis = new_axis(6, f"Validation loss in nats a character. Seeds: {seeds}.")
     curves = sorted([(*mean_curve(row), row) for row in rows], key=lambda curve: curve[1][-1])
-    top = 1.03 * max(losses[0] for _, losses, _ in curves)  # what diverges leaves the picture
+    top = 1.03 * max(losses[0] for _, losses, _ in curves)  # what is above leaves the picture
     low = min(min(losses) for _, losses, _ in curves)
     place = -math.inf
     for steps, losses, row in curves:

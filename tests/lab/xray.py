@@ -335,6 +335,8 @@ def load_models(paths, flags):
     """The runs of the models in one or two files, with their pictures on the text of DATA."""
     gpt.require(len(paths) <= 2, "give one model or two")
     gpt.require(flags.keys() <= {"DATA", "DEVICE"}, "a trained model has its flags; give no others")
+    device = flags.get("DEVICE", gpt.DEVICE)
+    gpt.require(device in gpt.DEVICES, f"DEVICE={device!r} is not here; give one of {gpt.DEVICES}")
     text = read_text(flags)
     return [load_model(path, text, flags) for path in paths]
 
@@ -426,16 +428,18 @@ def print_runs(runs):
 # 4. The command line.
 def main(argv):
     """Print what the command line asks for. Bad input ends the program with status 2."""
-    plain = dict(usage=argparse.SUPPRESS, allow_abbrev=False)
-    flag_parser = argparse.ArgumentParser("xray.py", add_help=False, parents=[gpt.parser], **plain)
-    layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        "xray.py", description=__doc__, formatter_class=layout, **plain
+        "xray.py",
+        argparse.SUPPRESS,
+        __doc__,
+        parents=[gpt.parser],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,  # the flags of gpt.py bring it
+        allow_abbrev=False,
     )
     parser.add_argument("paths", nargs="*", help="one or two models that gpt.py has saved")
-    flags, rest = flag_parser.parse_known_args(argv)
-    flags = vars(flags)
-    paths = parser.parse_args(rest).paths
+    flags = vars(parser.parse_intermixed_args(argv))  # a path may follow a flag
+    paths = flags.pop("paths")
     try:
         for flag in ("CHECKPOINT", "SAMPLE"):
             gpt.require(flag not in flags, f"{flag} changes nothing here; leave it out")
