@@ -40,7 +40,7 @@ QUICK_NANOGPT = NANOGPT + " --max_iters=10 --lr_decay_iters=10 --eval_interval=5
 SMALL = "--n-layer 2 --block-size 64 --batch-size 16"  # reaches TARGET soonest
 LONG = (
     "--n-embd 160 --n-layer 4 --n-head 5 --block-size 256 --batch-size 8 --dropout 0.15"
-    " --learning-rate 2.37e-3 --bfloat16 --no-flash"
+    " --learning-rate 2.37e-3"
 )
 CHANGES = (  # for --deletions: each part alone, then twice each size
     "",
