@@ -3,16 +3,13 @@
 import contextlib
 import functools
 import io
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import sweep
-from conftest import TINY, words
+from conftest import TINY, start, words
 
 import gpt
 
@@ -71,8 +68,9 @@ def test_the_head_by_hand_is_that_of_attention():
 @functools.cache
 def show_help(path):
     """What python path --help prints."""
-    command = [sys.executable, path, "--help"]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    status, out, _ = start("--help", file=ROOT / path)
+    assert status == 0
+    return out
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))
@@ -113,15 +111,14 @@ def questions():
 
 
 @pytest.mark.parametrize("command", questions())
-def test_a_question_s_command_runs(command, tmp_path):
+def test_a_question_s_command_runs(command, tmp_path, monkeypatch):
     """On a small model and a short text, where it prints the lines that it prints in the README."""
-    (tmp_path / "input.txt").write_text(words(), "utf-8")
-    args = shlex.split(command)
+    monkeypatch.chdir(tmp_path)
+    Path("input.txt").write_text(words(), "utf-8")
+    _, file, *args = shlex.split(command)
     sizes = SMALL
-    if "xray" in args[1]:
+    if "xray" in file:
         sizes = [option for option in SMALL if not option.startswith("--sample")]
-    args = [sys.executable, str(ROOT / args[1]), *sizes, *args[2:], "--steps=2"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(args, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "name" in done.stdout or "One pass" in done.stdout
+    status, out, err = start(*sizes, *args, "--steps=2", file=ROOT / file)
+    assert (status, err) == (0, "")
+    assert "name" in out or "One pass" in out
