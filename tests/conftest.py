@@ -49,6 +49,11 @@ DELETIONS = [
     {"BFLOAT16": True},
 ]
 
+SHIPPED = {flag for changes in DELETIONS for flag in changes}
+SHIPPED |= {"N_EMBD", "BLOCK_SIZE", "LEARNING_RATE", "BATCH_SIZE", "NOTE"}
+SHIPPED |= {"STEPS", "SEED", "DEVICE", "DATA", "CHECKPOINT", "SAMPLE"}
+OWN = DEFAULTS.keys() - SHIPPED  # flags that a reader added
+
 torch.set_num_threads(1)  # the models are tiny, and results then do not depend on the machine
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import sweep
 import torch
-from conftest import TINY
+from conftest import DELETIONS, TINY
 
 import gpt
+
+COUNT = len(sweep.deletions())  # 22, and more with flags of a reader's own
 
 
 def record(loss, seed=1, curve=(), steps=2000, data="d", started=1.0, name="", **flags):
@@ -110,14 +112,15 @@ def test_a_sweep_trains_each_with_each_seed_and_the_flags_given(trained, capsys)
             flags = gpt.FULL | {"N_EMBD": 32, "BIAS": True} | changes
             want.append((gpt.name_run(flags), seed))
     want = list(dict.fromkeys(want))  # BIAS=True is the base, and is trained once
-    assert [(run["name"], run["SEED"]) for run in lines()] == want and len(want) == 42
+    assert [(run["name"], run["SEED"]) for run in lines()] == want
+    assert len(want) == 2 * (COUNT - 1)
     for flags in trained:
         assert (flags["STEPS"], flags["SAMPLE"], flags["N_EMBD"]) == (30, 0, 32)
         assert not Path(flags["CHECKPOINT"]).is_relative_to(Path.cwd())
     assert sorted(os.listdir()) == ["input.txt", "runs.jsonl"]
     out = capsys.readouterr().out
     table = rows(out)
-    assert "what gpt.py prints" not in out and len(table) == 21
+    assert "what gpt.py prints" not in out and len(table) == COUNT - 1
     assert {row[1] for row in table} == {"+0.000 ± 0.000"}  # all have costs, whatever the width
     assert table[0][4] == "N_EMBD=32 BIAS=True"
 
@@ -133,7 +136,7 @@ def test_what_is_recorded_is_not_trained_again(trained, capsys):
     missing = [json.loads(line)["name"] for line in whole[9:12]]
     assert [gpt.name_run({flag: run[flag] for flag in gpt.FULL}) for run in trained] == missing
     told = [f"{2 - n} left, about {2 - n} minutes; done: {missing[n]}" for n in range(3)]
-    assert out.splitlines()[:5] == ["3 of 22 runs left", *told, ""]
+    assert out.splitlines()[:5] == [f"3 of {COUNT} runs left", *told, ""]
     sweep.main(["--steps=30"])
     again = capsys.readouterr().out
     assert len(trained) == 3 and again == out[out.index("\n\n") + 1 :]
@@ -146,7 +149,7 @@ def test_a_run_of_anything_else_does_not_count(other, trained, capsys):
     capsys.readouterr()
     sweep.main(["--steps=30"])
     out = capsys.readouterr().out
-    assert len(trained) == 44
+    assert len(trained) == 2 * COUNT
     assert {row[2] for row in rows(out)} == {"1"}
 
 
@@ -155,21 +158,25 @@ def test_a_run_that_ctrl_c_stopped_is_no_part_of_the_sweep(trained, capsys):
     sweep.main(["--steps=30"])
     out = capsys.readouterr().out
     assert [run["STEPS"] for run in lines()] == [30, 30, 7]
-    assert "20 left, about 20 minutes; done: ATTENTION=False" in out and len(rows(out)) == 2
+    left = COUNT - 2
+    assert f"{left} left, about {left} minutes; done: ATTENTION=False" in out
+    assert len(rows(out)) == 2
     trained.stop = math.inf
     sweep.main(["--steps=30"])
-    assert lines()[3]["name"] == lines()[2]["name"] == "QUERY_KEY=False" and len(lines()) == 23
+    assert lines()[3]["name"] == lines()[2]["name"] == "QUERY_KEY=False"
+    assert len(lines()) == COUNT + 1
 
 
 def test_a_loss_that_is_no_number_is_told_and_the_sweep_goes_on(trained, capsys):
     trained.bad = lambda flags: not (flags["SCALE"] and flags["CAUSAL"])
     sweep.main(["--steps=30"])
     out = capsys.readouterr().out
-    told = "18 left; not trained: SCALE=False: the loss is no number at step 9; lower LEARNING_RATE"
+    told = f"{COUNT - 4} left; not trained: SCALE=False: the loss is no number at step 9; lower "
+    told += "LEARNING_RATE"
     assert [told] == [line for line in out.splitlines() if "SCALE" in line and "left" in line][:1]
-    assert len(trained) == 22 and len(lines()) == len(rows(out)) == 20
+    assert len(trained) == COUNT and len(lines()) == len(rows(out)) == COUNT - 2
     sweep.main(["--steps=30"])
-    again = [gpt.name_run(flags) for flags in trained[22:]]
+    again = [gpt.name_run(flags) for flags in trained[COUNT:]]
     assert again == ["SCALE=False", "CAUSAL=False"]
 
 
@@ -178,7 +185,7 @@ def test_ctrl_c_before_there_is_anything(text, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         sweep.main([])
     out, err = capsys.readouterr()
-    assert (end.value.code, out) == (2, "22 of 22 runs left\n") and "no run" in err
+    assert (end.value.code, out) == (2, f"{COUNT} of {COUNT} runs left\n") and "no run" in err
 
 
 def test_two_processes_train_what_one_trains(text):
@@ -378,6 +385,23 @@ def test_what_gets_lost_does_not_flatten_the_others(drawn):
     assert labels(axis)["2.250 MLP=False"][-2] == (200, pytest.approx(5e8 + 1))
 
 
+def test_both_the_start_and_ends_that_differ_by_little_are_seen(drawn):
+    """0.01 of 2.7 would be 2 pixels on an even axis; here it is that of a logarithm, worked by hand
+    for the lowest loss of 1.5."""
+    ends = {"full": 1.5, "TIE=False": 1.51, "MLP=False": 2.5}
+    axis = drawn("--plot", *[record(loss, name=name) for name, loss in ends.items()])
+    heights = axis.transData.transform([(0, math.log(65)), *[(0, end) for end in ends.values()]])
+    start, full, tie, mlp = heights[:, 1]
+    assert tie - full > 12 and start < axis.get_window_extent().y1
+    assert (tie - full) / (mlp - full) == pytest.approx(math.log(1.1) / math.log(11))
+    ticks = axis.get_yticks()
+    assert (
+        len(ticks) > 8
+        and ticks[0] == 1.5
+        and (10 * ticks).round(6).tolist() == [round(10 * tick) for tick in ticks]
+    )
+
+
 def test_of_all_runs_the_full_model_and_the_costliest_are_drawn(drawn, capsys):
     runs = []
     for n, (_, changes) in enumerate(sweep.deletions()):
@@ -438,7 +462,8 @@ def test_records_older_than_a_reader_s_own_flag_are_kept(drawn, monkeypatch):
 
 
 def test_colours_are_read_on_white_and_on_black():
-    """Of contrast 3 or more, https://www.w3.org/TR/WCAG21/#non-text-contrast, and no two alike."""
+    """Of contrast 3 or more, https://www.w3.org/TR/WCAG21/#non-text-contrast. No two are alike, and
+    those of the other way, which lie close together, differ by more."""
 
     def luminance(colour):
         parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
@@ -451,8 +476,12 @@ def test_colours_are_read_on_white_and_on_black():
         assert 1.05 / (luminance(colour) + 0.05) >= 3
         assert (luminance(colour) + 0.05) / (black + 0.05) >= 3
     assert sorted(colours) == sorted(set(colours))
-    deleted = {flag for _, changes in [*sweep.deletions(), *sweep.OTHER_WAY] for flag in changes}
-    assert deleted <= sweep.COLOURS.keys()
+    parts = [next(iter(changes), "full") for _, changes in sweep.OTHER_WAY]
+    for a, b in itertools.combinations([sweep.COLOURS[part] for part in parts], 2):
+        ab = [int(colour[n : n + 2], 16) for n in (1, 3, 5) for colour in (a, b)]
+        assert math.dist(ab[::2], ab[1::2]) > 40, (a, b)
+    deleted = {flag for changes in DELETIONS for flag in changes} - {"BFLOAT16"}
+    assert deleted <= sweep.COLOURS.keys()  # a flag of a reader's own is grey
 
 
 # The ladder.

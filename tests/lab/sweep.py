@@ -35,6 +35,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a bare clone has gpt.py there
@@ -78,7 +79,7 @@ COLOURS = {  # of what a run shows: read on white and on black
     "NORM": "#a17c00", "PRE_NORM": "#8a8f3f", "DROPOUT": "#a8658f", "N_LAYER": "#0d9488",
     "N_EMBD": "#cf5a3c", "BLOCK_SIZE": "#2f8fa8", "TIE": "#b0703a", "BIAS": "#7b8fae",
     "SCALED_INIT": "#0e8fc0", "OPTIMIZER": "#a87350", "AVERAGE": "#8f76c8",
-    "BATCH_SIZE": "#00957a", "NOTE": "#c0507a",
+    "BATCH_SIZE": "#d14d72", "NOTE": "#c0507a",
 }
 KEYS = {"name", "data", "params", "vocab", "started", "curve", "val_loss", "STEPS", "SEED"}
 # fmt: on
@@ -313,23 +314,40 @@ def mean_curve(row):
 
 
 def draw_curves(rows):
-    """The mean curves, each with its loss in the table. Returns the figure."""
-    seeds = max(len(row.runs) for row in rows)
-    axis = new_axis(6, f"Validation loss in nats a character. Seeds: {seeds}.")
+    """The mean curves, each with its loss in the table. The axis is logarithmic above a value below
+    the lowest loss, so that both the fall and the end are seen. Returns the figure."""
     curves = sorted([(*mean_curve(row), row) for row in rows], key=lambda curve: curve[1][-1])
     top = 1.03 * max(losses[0] for _, losses, _ in curves)  # what is above leaves the picture
     low = min(min(losses) for _, losses, _ in curves)
+
+    def to_height(loss):
+        return np.log(np.maximum(loss - low + 0.1, 1e-3))
+
+    def to_loss(height):
+        return np.exp(height) + low - 0.1
+
+    seeds = max(len(row.runs) for row in rows)
+    scale = f"on a logarithmic scale above {low - 0.1:.2f}"
+    axis = new_axis(6, f"Validation loss in nats a character, {scale}. Seeds: {seeds}.")
+    axis.set_yscale("function", functions=(to_height, to_loss))
+    height = to_height(top) - to_height(low)
     place = -math.inf
     for steps, losses, row in curves:
         colour = COLOURS.get(row.part, GREY)
         axis.plot(steps, losses, color=colour, linewidth=2.5 if row.part == "full" else 1.5)
         end = steps[-1], min(losses[-1], top)
-        place = max(end[1], place + (top - low) / 20)  # no label lies on another
-        how = dict(xytext=(1.03, place), textcoords=("axes fraction", "data"), va="center")
+        place = max(to_height(end[1]), place + height / 20)  # no label lies on another
+        how = dict(xytext=(1.03, to_loss(place)), textcoords=("axes fraction", "data"), va="center")
         how |= dict(arrowprops=dict(arrowstyle="-", color=colour, relpos=(0, 0.5)))
         text = f"{mean(row.losses.values()):.3f} {shorten(row)}"
         axis.annotate(text, end, color=colour, fontsize=9, **how)
-    axis.set_ylim(low - 0.02 * (top - low), max(top, place))
+    ends = to_height(low) - 0.02 * height, max(to_height(top), place)
+    axis.set_ylim(*map(to_loss, ends))
+    ticks = [math.ceil(10 * low) / 10]
+    while ticks[-1] < top:
+        following = to_loss(to_height(ticks[-1]) + height / 15)
+        ticks.append(math.ceil(10 * following) / 10)
+    axis.set_yticks(ticks[:-1])
     axis.set_xlim(left=0)
     axis.set_xlabel("step", color=GREY)
     return axis.figure
