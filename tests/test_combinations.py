@@ -72,7 +72,7 @@ def test_every_three_flags_in_every_setting(flags, rows, part):
 CHUNKS = 64
 
 
-@pytest.mark.sweep
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_every_combination_of_the_boolean_flags(flags, chunk):
     for values in islice(product(*BOOLEAN.values()), chunk, None, CHUNKS):

@@ -464,7 +464,7 @@ def test_a_bad_value_in_the_library_is_an_exception_of_its_own(flag, value, text
 
 
 def test_every_flag_refuses_what_it_cannot_use(text):
-    assert set(NUMBERS + TEXTS + SWITCHES) == set(DEFAULTS)
+    assert set(NUMBERS + TEXTS + SWITCHES) >= SHIPPED
     for names, values in (
         (NUMBERS, [True, 10**30, float("nan"), -1, "1", [1]]),
         (SWITCHES, [1, 0, "False", None]),

@@ -5,6 +5,9 @@ import functools
 import io
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,6 +94,37 @@ def test_the_table_has_every_deletion_and_no_other_of_ours():
     names = {gpt.name_run(gpt.FULL | flags) for _, flags in sweep.deletions()}
     ours = {name for name in names if name == "full" or name.partition("=")[0] in shipped}
     assert set(rows) == ours
+
+
+OWN_FLAG = {  # a part of a reader's own, added by "Change it": what it replaces, by what
+    'NOTE = ""': 'SQUARE = False  # on: what the activation lets through is squared\nNOTE = ""',
+    'NOTE="",': 'NOTE="", SQUARE=False,',
+    "self.activation = ": "self.square = SQUARE\n        self.activation = ",
+    "return self.projection(self.activation(self.expansion(x)))  # (B, T, C)": """\
+y = self.activation(self.expansion(x))  # (B, T, 4 * C)
+        if self.square:
+            y = y.square()  # (B, T, 4 * C)
+        return self.projection(y)  # (B, T, C)""",
+}
+
+
+@pytest.mark.slow
+def test_a_reader_s_own_flag_leaves_all_tests_green(tmp_path):
+    names = ["README.md", "pyproject.toml", "gpt.py", "tests", ".ci", ".github"]
+    for path in map(ROOT.joinpath, names):
+        if path.is_dir():
+            shutil.copytree(path, tmp_path / path.name)
+        else:
+            shutil.copy(path, tmp_path)
+    source = (ROOT / "gpt.py").read_text("utf-8")
+    for old, new in OWN_FLAG.items():
+        assert source.count(old) == 1, old
+        source = source.replace(old, new)
+    (tmp_path / "gpt.py").write_text(source, "utf-8")
+    tests = subprocess.run(
+        [sys.executable, "-m", "pytest"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert tests.returncode == 0, tests.stdout
 
 
 def test_the_pictures_are_there():

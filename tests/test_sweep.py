@@ -492,7 +492,7 @@ def test_each_rung_adds_to_the_one_before_what_it_says():
         {flag for flag in gpt.FULL if a[flag] != b[flag]} for a, b in itertools.pairwise(rungs)
     ]
     assert list(zip(titles[2:], added[1:], strict=True)) == [
-        ("one head, learned positions", {"QUERY_KEY"}),
+        ("one head", {"QUERY_KEY"}),
         ("rotary positions", {"ROTARY"}),
         ("four heads", {"N_HEAD"}),
         ("residual", {"RESIDUAL"}),

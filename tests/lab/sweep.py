@@ -46,10 +46,10 @@ OTHER_VALUES = {"N_HEAD": [1], "N_LAYER": [1, 0], "OPTIMIZER": ["sgd"]}
 # fmt: off
 LADDER = [  # each rung with what is not yet there
     ("bigram", dict(N_LAYER=0, NORM=False, TIE=False)),
-    ("average of the past", dict(
+    ("average, learned positions", dict(
         QUERY_KEY=False, N_HEAD=1, PROJECTION=False, ROTARY=False, MLP=False, RESIDUAL=False,
         NORM=False, N_LAYER=1, TIE=False)),
-    ("one head, learned positions", dict(
+    ("one head", dict(
         N_HEAD=1, PROJECTION=False, ROTARY=False, MLP=False, RESIDUAL=False, NORM=False, N_LAYER=1,
         TIE=False)),
     ("rotary positions", dict(
@@ -72,7 +72,7 @@ OTHER_WAY = [
     ("post-norm", dict(PRE_NORM=False)),
 ]
 COLOURS = {  # of what a run shows: read on white and on black
-    "full": "#4f7df3", "bigram": "#b07a7a", "average of the past": "#9a6a30",
+    "full": "#4f7df3", "bigram": "#b07a7a", "average, learned positions": "#9a6a30",
     "ATTENTION": "#e5484d", "QUERY_KEY": "#d9660a", "SCALE": "#5f8f6f", "CAUSAL": "#e0559a",
     "FLASH": "#6f84a0", "N_HEAD": "#4d9a6a", "PROJECTION": "#c05cc8", "POSITION": "#3a9a3a",
     "ROTARY": "#7a8a10", "MLP": "#a05bf0", "GELU": "#9b7fe0", "RESIDUAL": "#d6409f",
