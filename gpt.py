@@ -23,7 +23,7 @@ ATTENTION = True  # off: each character is computed on alone and never sees anot
 QUERY_KEY = True  # off: every visible character weighs the same, the plain average of the past
 SCALE = True  # off: scores are sqrt(D) times as large: a query sees 6 characters at first, not 43
 CAUSAL = True  # off: it reads the answer: the loss collapses, the samples are nonsense
-FLASH = True  # off: softmax(QK/sqrt(D))V is written out, with the same numbers
+FLASH = True  # off: softmax(QK^T/sqrt(D))V is written out, with the same numbers
 N_HEAD = 4  # 1: one look, at 2 to 6 characters; the four heads look at 2 to 25
 PROJECTION = True  # off: heads are laid side by side and never mixed
 POSITION = True  # off: a query cannot tell near from far and goes on to see 48 characters, not 17
@@ -34,7 +34,7 @@ RESIDUAL = True  # off: positions become alike, and gradients fade on their way 
 NORM = True  # off: scores start near 0, so attention stays a plain average for long
 PRE_NORM = True  # off: the norm comes after the sum, as in 2017; the first attention averages
 DROPOUT = 0.0  # the share of each layer's output that is zeroed in training, 0 to 1
-N_LAYER = 3  # 1: no head can use what another found; 0: the bigram model, embedding then head
+N_LAYER = 3  # 1: no head can use what another found; 0: the bigram model, wte then lm_head
 N_EMBD = 64  # channels of each character's vector, a multiple of 2 * N_HEAD
 BLOCK_SIZE = 128  # characters of context
 TIE = True  # off: reading and writing characters get a matrix each
@@ -48,7 +48,7 @@ BFLOAT16 = False  # on: matrix products of training in bfloat16, faster where th
 NOTE = ""  # what you changed in the code; it is part of the run's name
 STEPS = 2000  # optimizer steps
 SEED = 1  # draws the weights, the batches and the sample
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # or "mps"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # "cpu", "cuda" or "mps"
 DATA = "input.txt"  # a UTF-8 text; input.txt is fetched if it is not there
 CHECKPOINT = "gpt.pt"  # where the run's best model is kept, with its flags
 SAMPLE = 500  # how many characters to sample
@@ -69,7 +69,7 @@ def attention(q, k, v, causal=True, scale=True, flash=True):
 
 
 class Attention(nn.Module):
-    """Communication: each character gathers from those before it. (B, T, C) to (B, T, C)."""
+    """Communication: each character gathers from all up to itself. (B, T, C) to (B, T, C)."""
 
     def __init__(self):
         super().__init__()
@@ -92,7 +92,7 @@ class Attention(nn.Module):
         if self.query_key:
             q = self.query(x).unflatten(2, (self.n_head, -1)).transpose(1, 2)  # (B, H, T, D)
             k = self.key(x).unflatten(2, (self.n_head, -1)).transpose(1, 2)  # (B, H, T, D)
-            if self.rotary:  # turn pairs of channels by angles that grow with T; arXiv:2104.09864
+            if self.rotary:  # turn pairs of channels, later characters further; arXiv:2104.09864
                 qk = torch.stack([q, k]).float().unflatten(4, (-1, 2))  # (2, B, H, T, D / 2, 2)
                 qk = torch.view_as_complex(qk) * self.rotation[: x.size(1)]  # (2, B, H, T, D / 2)
                 q, k = torch.view_as_real(qk).flatten(4).type_as(q)  # (B, H, T, D)
@@ -155,7 +155,7 @@ class GPT(nn.Module):
             std = 0.02
             if SCALED_INIT:
                 std = weight.size(-1) ** -0.5  # what comes out is as large as what went in
-                if "projection" in name and RESIDUAL:
+                if "f.projection" in name and RESIDUAL:
                     std = 0.0  # each sublayer starts as x + 0
             if name.endswith("bias"):
                 nn.init.zeros_(weight)
@@ -174,7 +174,7 @@ class GPT(nn.Module):
 
 @torch.no_grad()
 def evaluate(model, ids):
-    """Mean cross-entropy in nats a character over the whole windows of ids (N,) or of 2**17."""
+    """Mean cross-entropy in nats over the whole windows of ids (N,), of the first 2**17 ids."""
     model.eval()
     windows = ids[: 2**17].unfold(0, model.block_size + 1, model.block_size)  # (N / T, T + 1)
     losses = []
@@ -239,9 +239,9 @@ def read_text():
     """The text of DATA. Only input.txt is fetched if it is not there."""
     if DATA == "input.txt" and not os.path.lexists(DATA):
         try:
-            fetched = urllib.request.urlopen(URL, timeout=10).read()
-            Path("input.txt.part").write_bytes(fetched)
-            os.replace("input.txt.part", DATA)
+            part = Path(f"{DATA}.{os.getpid()}.part")
+            part.write_bytes(urllib.request.urlopen(URL, timeout=10).read())
+            part.replace(DATA)
         except Exception as error:
             print(f"Python's own manual stands in for {URL} ({error}); save that as input.txt.")
             return "\n".join(topics.values())
@@ -270,15 +270,13 @@ def sample(model, vocab, prompt="", temperature=1.0):
 
 
 # The record: a run is named by what differs from FULL.
-# fmt: off
 FULL = dict(
     ATTENTION=True, QUERY_KEY=True, SCALE=True, CAUSAL=True, FLASH=True, N_HEAD=4, PROJECTION=True,
     POSITION=True, ROTARY=True, MLP=True, GELU=True, RESIDUAL=True, NORM=True, PRE_NORM=True,
     DROPOUT=0.0, N_LAYER=3, N_EMBD=64, BLOCK_SIZE=128, TIE=True, BIAS=False, SCALED_INIT=True,
     OPTIMIZER="adamw", LEARNING_RATE=3e-3, AVERAGE=True, BATCH_SIZE=8, BFLOAT16=False, NOTE="",
-)
+)  # fmt: skip
 REST = dict(STEPS=2000, SEED=1, DEVICE="cpu", DATA="input.txt", CHECKPOINT="gpt.pt", SAMPLE=500)
-# fmt: on
 OPTIMIZERS = {"adamw": (torch.optim.AdamW, 1), "sgd": (torch.optim.SGD, 500 / 3)}
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 DEVICES = {"cpu", str(torch.accelerator.current_accelerator(check_available=True) or "cpu")}
@@ -301,7 +299,7 @@ def name_run(flags):
 
 
 def compare(run):
-    """Print the runs of runs.jsonl that saw the same batches, best first, with their costs."""
+    """Print the runs with the same text, STEPS and SEED, best first, with their costs."""
     losses = {}
     for line in Path("runs.jsonl").read_text("utf-8", "replace").splitlines():
         with suppress(ValueError, TypeError, KeyError):
@@ -329,6 +327,7 @@ def main(**flags):
             require(kind is str or least <= value < 2**31, f"{flag}={value}: give {least} or more")
             globals()[flag] = kind(value)
         require(N_EMBD % (2 * N_HEAD) == 0, f"{N_EMBD=} must be a multiple of 2 * {N_HEAD=}")
+        require(DROPOUT <= 1, f"{DROPOUT=}: give a share from 0 to 1")
         require(OPTIMIZER in OPTIMIZERS, f"{OPTIMIZER=}: give one of {[*OPTIMIZERS]}")
         require(DEVICE in DEVICES, f"{DEVICE=} is not here; give one of {DEVICES}")
         usable = CHECKPOINT.endswith(".pt") and os.access(Path(CHECKPOINT).parent, os.W_OK)
@@ -336,7 +335,7 @@ def main(**flags):
         text = read_text()
         vocab = "".join(sorted(set(text)))
         train_ids, val_ids = encode(text, vocab).to(DEVICE).tensor_split([len(text) * 9 // 10])
-        require(len(val_ids) > BLOCK_SIZE, f"{DATA=} is too short for {BLOCK_SIZE=}")
+        require(len(val_ids) > BLOCK_SIZE, f"a tenth of {DATA=} is too short for {BLOCK_SIZE=}")
         torch.manual_seed(SEED)  # for dropout
         model = GPT(len(vocab)).to(DEVICE)
         run = {
@@ -353,9 +352,8 @@ def main(**flags):
         print("\n   step    train      val    left  val loss on a logarithmic scale")
         with open("runs.jsonl", "a") as file:  # what cannot be written is found before training
             model = train(model, train_ids, val_ids, run)
-            whole = Path("runs.jsonl").read_bytes()[-1:] in (b"", b"\n")
-            start = "" if whole else "\n"  # the line before is torn
-            file.write(f"{start}{json.dumps(run)}\n")
+            torn = Path("runs.jsonl").read_bytes()[-1:] not in (b"", b"\n")  # the line before
+            file.write(("\n" if torn else "") + json.dumps(run) + "\n")
         print(f"\n{sample(model, vocab)}")
         print(f'\npython tests/lab/sample.py "{CHECKPOINT}" samples from the model again.')
         compare(run)
@@ -365,13 +363,13 @@ def main(**flags):
 
 
 source = Path(__file__).read_text("utf-8").splitlines()
-comments = {line.partition(" ")[0]: line.partition("  # ")[2] for line in source}
+comments = {line.partition("=")[0].rstrip(): line.partition("# ")[2] for line in source}
 parser = argparse.ArgumentParser("gpt.py", argparse.SUPPRESS, __doc__, allow_abbrev=False)
 for flag, value in (FULL | REST).items():
     option = f"--{flag.lower().replace('_', '-')}"
     kind = type(value)
     how = {"type": kind} if kind is not bool else {"action": argparse.BooleanOptionalAction}
-    about = f"{comments[flag]} [{globals()[flag]}]".replace("%", "%%")
+    about = f"{comments.get(flag, '')} [{globals()[flag]}]".replace("%", "%%")
     parser.add_argument(option, dest=flag, default=argparse.SUPPRESS, help=about, **how)
 if __name__ == "__main__":
     try:

@@ -140,6 +140,28 @@ def test_help_shows_each_flag_with_its_comment_and_value_in_the_order_of_the_fil
     assert len(places) == len(SHIPPED) and places == sorted(places)
 
 
+def test_a_flag_may_be_typed_in_any_way_that_python_allows(text):
+    """Without spaces, as a run's name has it, with an annotation, and with no comment."""
+    flags = SMALL | {"N_HEAD": 1, "NORM": False, "TIE": False, "SAMPLE": 3}
+    changes = []
+    for old, new in [
+        (r"N_HEAD = \d+  # ", "N_HEAD=1 # "),
+        (r"NORM = True  # ", "NORM: bool = False  # "),
+        (r"TIE = True  # .*", "TIE =False"),
+        (r"SAMPLE = 500  # ", "SAMPLE  =  3 # "),
+    ]:
+        line = re.search(f"(?m)^{old}", SOURCE)[0]
+        changes.append((f"\n{line}", f"\n{new}"))
+    rest = {flag: value for flag, value in SMALL.items() if flag not in ("N_HEAD", "SAMPLE")}
+    status, out, err = start(file=edit(*changes, **rest))
+    assert (status, err) == (0, "") and "1 heads" in out
+    gpt.main(**flags)
+    edited, by_keyword = runs()
+    assert edited == by_keyword
+    status, out, err = start("--help", file="gpt.py")
+    assert (status, err) == (0, "") and "one look, at 2 to 6" in " ".join(out.split())
+
+
 def test_import_prints_nothing_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("input.txt").mkdir()  # whoever reads it fails
@@ -355,6 +377,7 @@ OPTIONS = [
     ("--steps -1", "STEPS=-1"),
     ("--steps 0", "STEPS=0"),
     ("--dropout -0.1", "DROPOUT=-0.1"),
+    ("--dropout 1.5", "DROPOUT=1.5"),
     ("--learning-rate nan", "LEARNING_RATE=nan"),
     ("--learning-rate inf", "LEARNING_RATE=inf"),
     ("--optimizer adam", "OPTIMIZER='adam'"),

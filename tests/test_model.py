@@ -475,6 +475,21 @@ def test_scaled_init_keeps_the_size_of_what_a_matrix_reads(flags, residual):
             assert spread == pytest.approx(0 if adds_nothing else 1, abs=0.1), name
 
 
+def test_a_layer_of_a_reader_s_own_starts_at_0_only_if_it_is_the_last(flags, monkeypatch):
+    """Two matrices in a row that start at 0 never learn: each has the other in its gradient."""
+
+    class Attention(gpt.Attention):
+        def __init__(self):
+            super().__init__()
+            self.value_projection = self.value
+            del self.value
+
+    flags()
+    monkeypatch.setattr(gpt, "Attention", Attention)
+    layer = gpt.GPT(V).layers.attention1.f
+    assert layer.value_projection.weight.any() and not layer.projection.weight.any()
+
+
 # The shape comments of gpt.py
 
 SOURCE = Path(gpt.__file__).read_text("utf-8")

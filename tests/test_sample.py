@@ -83,6 +83,19 @@ def test_the_first_line_says_which_file_and_which_run(text):
     assert "GELU=False" in first and "NORM" not in first
 
 
+def test_the_step_is_that_of_the_model_that_was_kept(text):
+    """Here the best look is the second of three."""
+    gpt.main(**SHORT, CHECKPOINT="mine.pt")
+    kept = torch.load("mine.pt")
+    kept["run"] |= {"curve": [[100, 2.0, 2.5], [200, 1.9, 2.25]], "val_loss": 2.25, "STEPS": 300}
+    torch.save(kept, "mine.pt")
+    assert ", 200 steps, loss 2.250" in sampled("mine.pt")[0]
+    assert (
+        sample.find_step({"curve": [[1, 9, 3], [2, 9, 2], [3, 9, 2], [4, 9, 5]], "val_loss": 2})
+        == 3
+    )
+
+
 def test_the_prompt_and_so_many_characters_more(model):
     _, vocab = model
     assert len(sampled()[1]) == 501 and sampled()[1].startswith("\n")

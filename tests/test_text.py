@@ -7,6 +7,7 @@ import socket
 import threading
 import urllib.request
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -213,6 +214,39 @@ def test_a_run_without_a_network_is_a_run_of_the_manual(tmp_path, monkeypatch, c
     assert len(MANUAL) > 300_000 and vocab == "".join(sorted(set(MANUAL)))
     assert run["data"] == f"{zlib.crc32(MANUAL.encode()):08x}"
     assert not Path("input.txt").exists()
+
+
+def test_half_a_text_is_never_in_place(server, tmp_path, monkeypatch, capsys):
+    """A disk is full after nine bytes."""
+    real = Path.write_bytes
+
+    def fill(path, data):
+        real(path, data[:9])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gpt, "URL", server.url + "/good")
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    assert gpt.read_text() == MANUAL and "No space" in capsys.readouterr().out
+    assert not Path("input.txt").exists()
+
+
+def test_two_first_runs_in_one_folder_both_read_the_whole_text(server, tmp_path, monkeypatch):
+    """Both fetch it before either has put it in place."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gpt, "URL", server.url + "/good")
+    monkeypatch.setattr(os, "getpid", threading.get_ident)  # two threads play two processes
+    together = threading.Barrier(2)
+    real = Path.write_bytes
+
+    def write(path, data):
+        real(path, data)
+        together.wait(5)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    with ThreadPoolExecutor(2) as pool:
+        texts = list(pool.map(lambda _: gpt.read_text(), range(2)))
+    assert texts == [TEXT, TEXT] and os.listdir() == ["input.txt"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")

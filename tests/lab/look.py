@@ -33,7 +33,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where gpt.py lies
 
-from sample import load
+from sample import find_step, load
 
 import gpt
 
@@ -246,7 +246,7 @@ def main(checkpoint, text, page, picture):
     gpt.require(text, "PROMPT is empty; give a text of a character or more")
     unknown = sorted(set(text[-model.block_size :]) - set(vocab))
     gpt.require(not unknown, f"PROMPT={text!r}: the model does not know {unknown}; leave them out")
-    title = f"{os.path.basename(checkpoint)}: {run['name']}, {run['STEPS']:,} steps"
+    title = f"{os.path.basename(checkpoint)}: {run['name']}, {find_step(run):,} steps"
     if len(text) > model.block_size:
         cut = f"the last {model.block_size} of {len(text):,} characters, as many as the context has"
         print(f"Shown are {cut}.")

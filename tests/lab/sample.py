@@ -36,6 +36,11 @@ def load(path, device="cpu"):
     return model.eval(), run["vocab"], run
 
 
+def find_step(run):
+    """The step of the look whose model was kept: the best, perhaps not the last."""
+    return max(step for step, _, loss in run["curve"] if loss == run["val_loss"])
+
+
 def main(checkpoint, prompt, length, temperature, seed):
     """Print the name of the run and a sample. gpt.BadInput for what cannot be used."""
     gpt.require(0 <= length < 2**31, f"--length={length}: give a whole number from 0 on")
@@ -45,7 +50,7 @@ def main(checkpoint, prompt, length, temperature, seed):
     model, vocab, run = load(checkpoint)
     unknown = sorted(set(prompt) - set(vocab))
     gpt.require(not unknown, f"--prompt={prompt!r}: the model does not know {unknown}")
-    print(f"{checkpoint}: {run['name']}, {run['STEPS']:,} steps, loss {run['val_loss']:.3f}\n")
+    print(f"{checkpoint}: {run['name']}, {find_step(run):,} steps, loss {run['val_loss']:.3f}\n")
     with patch.multiple(gpt, SAMPLE=length, SEED=seed):
         print(gpt.sample(model, vocab, prompt, temperature))
 

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a bare clone has gpt.py there
 
-from sample import load
+from sample import find_step, load
 
 import gpt
 
@@ -263,7 +263,7 @@ def watch(train):
         model = train(model, train_ids, val_ids, run)
         run["pictures"] = {
             START: start,
-            f"After step {run['STEPS']}": take_picture(model, windows),
+            f"After step {find_step(run)}": take_picture(model, windows),
         }
         return model
 
@@ -327,7 +327,7 @@ def load_model(path, text, flags):
     ids = gpt.encode(text, vocab)[len(text) * 9 // 10 :]  # the validation text
     gpt.require(len(ids) > model.block_size, f"the text is too short for {path}; give its --data")
     windows = cut_windows(ids.to(next(model.parameters()).device), model.block_size)
-    name = f"{path}: {run['name']}, trained to step {run['STEPS']}"
+    name = f"{path}: {run['name']}, trained to step {find_step(run)}"
     return run | {"name": name, "pictures": {"As trained": take_picture(model, windows)}}
 
 
