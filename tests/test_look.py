@@ -34,6 +34,7 @@ def save(model, vocab, path="gpt.pt", name="tiny"):
     """Write what gpt.look writes, as far as look.py and sample.load need it."""
     run = {flag: getattr(gpt, flag) for flag in gpt.FULL}
     run |= {"name": name, "STEPS": 1000, "vocab": vocab}
+    run |= {"curve": [[1000, 2.0, 2.0]], "val_loss": 2.0}
     torch.save({"run": run, "weights": model.state_dict()}, path)
 
 
@@ -244,6 +245,18 @@ def test_masked_is_told_from_a_weight_of_0(causal, flags):
         assert visible.equal(want) and (weights[want] == 0).sum() > 5
 
 
+def test_a_call_for_each_head_is_told(flags, monkeypatch):
+    def forward(self, x):
+        q, k, v = (part(x).chunk(2, -1) for part in (self.query, self.key, self.value))
+        heads = [gpt.attention(q[n], k[n], v[n]) for n in range(2)]
+        return self.projection(torch.cat(heads, -1))
+
+    flags(ROTARY=False)
+    monkeypatch.setattr(gpt.Attention, "forward", forward)
+    with pytest.raises(gpt.BadInput, match="one call of attention.. for all heads"):
+        look.record(build(), torch.arange(5))
+
+
 def test_a_model_that_gpt_py_has_trained(text, capsys, shown):
     best, vocab, _ = gpt.main(**TINY | {"DROPOUT": 0.5, "N_LAYER": 1, "CHECKPOINT": "mine.pt"})
     capsys.readouterr()
@@ -355,7 +368,8 @@ def test_the_default_line_loses_what_the_model_does_not_know(saved, shown):
 @pytest.mark.parametrize("args", [[], ["gpt.pt", "abc"]], ids=str)
 def test_a_model_without_attention_has_nothing_to_show(changes, args, saved, shown):
     saved("abc", **changes)
-    assert shown(*args) == ["gpt.pt: a model without attention, so there is nothing to see"]
+    told = ["gpt.pt: no layer calls attention(), so there is nothing to see"]
+    assert shown(*args) == told
 
 
 # The output.

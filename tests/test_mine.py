@@ -655,7 +655,9 @@ def test_help_shows_an_example(monkeypatch, capsys):
 def test_wrong_arguments_are_told_in_one_line(monkeypatch, capsys):
     assert run_main(monkeypatch, "mine.py", "--limit=0") == 2
     assert run_main(monkeypatch) == 2
-    limit, missing = capsys.readouterr().err.splitlines()
+    assert run_main(monkeypatch, "attention.ipynb") == 2
+    limit, missing, notebook = capsys.readouterr().err.splitlines()
+    assert notebook.startswith("mine.py: error: attention.ipynb: give a .py file; in a notebook,")
     assert limit == "mine.py: error: --limit: give 1 second or more"
     assert missing == "mine.py: error: the following arguments are required: file"
 
@@ -719,6 +721,25 @@ def test_a_mistake_in_one_of_two(monkeypatch, tmp_path, capfd):
     assert of_attention.startswith("attention looks into the future: position 0 sees position 1.")
     assert of_multihead == "MultiHead is right."
     assert of_block == "Block is not in mine.py."
+
+
+def test_a_file_may_set_the_device_and_print_what_no_terminal_shows(monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(tmp_path)
+    code = HEADER + "torch.set_default_device('meta')\nprint('\\udc80')\n" + inspect.getsource(tril)
+    Path("mine.py").write_text(code + "attention = tril")
+    assert run_main(monkeypatch, "mine.py") == 0
+    assert capfd.readouterr().out.startswith("attention is right.")
+
+
+def test_ctrl_c_is_one_line(monkeypatch, tmp_path, capfd):
+    def press(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("while True: pass")
+    monkeypatch.setattr(mine, "report", press)
+    assert run_main(monkeypatch, "mine.py") == 2
+    assert capfd.readouterr() == ("", "mine.py: error: stopped\n")
 
 
 def test_a_file_that_does_not_end_is_told_in_one_line(monkeypatch, tmp_path, capfd):

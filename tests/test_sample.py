@@ -208,9 +208,9 @@ class Evil:
         return Path.touch, (Path("evil"),)
 
 
-def without(kept, key):
-    """The content of a file without one entry of its run."""
-    return kept | {"run": {name: value for name, value in kept["run"].items() if name != key}}
+def without(kept, *keys):
+    """The content of a file without some entries of its run."""
+    return kept | {"run": {name: value for name, value in kept["run"].items() if name not in keys}}
 
 
 def older(kept):
@@ -235,7 +235,7 @@ def older(kept):
         lambda kept: torch.save(older(kept), "x.pt"),
         lambda kept: torch.save(kept | {"run": {}}, "x.pt"),
         lambda kept: torch.save(without(kept, "vocab"), "x.pt"),
-        lambda kept: torch.save(without(kept, "NORM"), "x.pt"),
+        lambda kept: torch.save(without(kept, *gpt.FULL), "x.pt"),
         lambda kept: torch.save(kept | {"weights": {}}, "x.pt"),
         lambda kept: torch.save(kept | {"weights": {"ln_f.weight": torch.ones(8)}}, "x.pt"),
         lambda kept: torch.save(kept | {"run": kept["run"] | {"vocab": "ab"}}, "x.pt"),
@@ -243,7 +243,7 @@ def older(kept):
         lambda kept: torch.save(kept | {"run": kept["run"] | {"N_LAYER": 3}}, "x.pt"),
     ],
     ids=(
-        "nothing folder empty text no-zip half seven two evil older no-run no-vocab no-flag "
+        "nothing folder empty text no-zip half seven two evil older no-run no-vocab no-flags "
         "no-weights other-weights other-vocab no-number other-flags"
     ).split(),
 )
@@ -259,6 +259,16 @@ def test_what_is_no_model_is_one_line_that_names_the_file(make, text):
     with pytest.raises(gpt.BadInput, match="'x.pt' holds no model"):
         sample.load("x.pt")
     assert everything() == before and flags_now() == flags
+
+
+def test_a_model_from_before_a_reader_s_own_flag_is_loaded(text, monkeypatch):
+    model, _, run = gpt.main(**SHORT, NORM=False)
+    monkeypatch.setitem(gpt.FULL, "RMSNORM", False)
+    monkeypatch.setattr(gpt, "RMSNORM", True, raising=False)
+    loaded, _, record = sample.load("gpt.pt")
+    ids = torch.arange(8)[None]
+    assert torch.equal(loaded(ids), model(ids)) and record["name"] == run["name"]
+    assert gpt.RMSNORM is True
 
 
 def test_weights_of_other_code_are_told(text, monkeypatch):

@@ -208,6 +208,13 @@ def test_two_processes_train_what_one_trains(text):
     assert sorted(os.listdir()) == ["input.txt", "runs.jsonl"]
 
 
+def test_a_flag_of_a_reader_s_own_that_is_in_no_name_goes_to_every_run(trained, monkeypatch):
+    monkeypatch.setitem(gpt.REST, "CLIP", 0.0)
+    monkeypatch.setattr(gpt, "CLIP", 1.5, raising=False)
+    sweep.main(["--other-way", "--steps=30"])
+    assert len(trained) == 7 and {flags["CLIP"] for flags in trained} == {1.5}
+
+
 def test_the_other_way_is_told_by_titles(trained, capsys):
     sweep.main(["--other-way", "--n-head=2"])
     changes = [{}, {"N_EMBD": 128}, {"N_LAYER": 6}, {"BLOCK_SIZE": 256}, {"BATCH_SIZE": 16}]
@@ -261,6 +268,29 @@ def test_several_files_and_the_newest_of_each_seed(folder, capsys):
     sweep.main(["--table", "a.jsonl", "b.jsonl", "c.jsonl"])
     norm = rows(capsys.readouterr().out)[1]
     assert norm == ["2.100", "+0.350 ± 0.050", "2", "1,234", "NORM=False"]
+
+
+def test_the_ladder_and_the_other_way_choose_among_their_own_runs(folder, capsys):
+    """Of other runs there are more."""
+    write(
+        *[record(2.0 - n / 10, steps=1000, **flags) for n, (_, flags) in enumerate(sweep.LADDER)],
+        *[record(2.0, steps=500, **flags) for _, flags in sweep.OTHER_WAY],
+        *[
+            record(2.0, seed, steps=300, **flags)
+            for seed in (1, 2)
+            for _, flags in sweep.deletions()
+        ],
+    )
+    for args, steps, count in [("--ladder", 1000, 10), ("--other-way", 500, 7), ("", 300, COUNT)]:
+        sweep.main(["--table", *args.split()])
+        out = capsys.readouterr().out
+        assert out.startswith(f"\nAfter {steps:,} steps\n") and len(rows(out)) == count
+
+
+def test_a_name_may_have_lost_its_quotes_and_a_file_its_star_a_shell(folder, capsys):
+    write(record(1.7), record(1.9, OPTIMIZER="sgd"), record(1.8, NOTE="a b"), path="a.jsonl")
+    sweep.main(["--table", "*.jsonl", "--names", "OPTIMIZER=sgd", "NOTE='a b'"])
+    assert [row[-1] for row in rows(capsys.readouterr().out)] == ["NOTE='a b'", "OPTIMIZER='sgd'"]
 
 
 def test_the_runs_of_which_there_are_most_or_those_asked_for(folder, capsys):

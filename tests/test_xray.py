@@ -402,7 +402,7 @@ def test_two_models_side_by_side_and_nothing_is_left_on_disk(small):
             "No layer calls attention(), so there are no scores and nothing is seen.",
         ),
         ("--no-query-key", "It has no queries and keys, so no scores."),
-        ("--no-residual", "It has no residual path, so no layer can be left out."),
+        ("--no-residual", "No layer can be left out: it has no residual path, or is no Sublayer."),
         (
             "--no-norm --optimizer=sgd --learning-rate=1e9",
             "Its loss is no longer a number: training diverged.",
@@ -449,6 +449,10 @@ def test_trained_models_from_files(flags, text, small):
     assert size == pytest.approx(row["size"], rel=6e-3)
     assert len(table(xray_command("other.pt"), "As trained", "size")["attention1"]) == 3
     assert xray_command("gpt.pt", "--data", "input.txt", "other.pt") == lines
+    assert any(line.startswith("One pass, or 8 and 4 over the") for line in lines)
+    Path("twice.txt").write_text(text + text)
+    first = " ".join(xray_command("gpt.pt", "--data=twice.txt")[:3])
+    assert "trained to step 2, on another text than 'input.txt' was" in " ".join(first.split())
 
 
 @pytest.mark.parametrize(

@@ -272,10 +272,10 @@ def measure_nanogpt(folder, quick):
 
 def lay_out(folder, before, nanogpt):
     """Fill the temporary folder: now/, before/ and nanoGPT/ with their text."""
-    sys.path.insert(0, str(ROOT))
-    text = Path("input.txt" if Path("input.txt").exists() else ROOT / "input.txt").read_text(
-        "utf-8"
-    )
+    path = Path("input.txt") if Path("input.txt").exists() else ROOT / "input.txt"
+    if not path.exists():
+        sys.exit("bench.py: error: there is no input.txt; python gpt.py fetches it")
+    text = path.read_text("utf-8")
     places = ["now"]
     Path(folder, "now").mkdir()
     shutil.copy(ROOT / "gpt.py", Path(folder, "now"))
@@ -377,7 +377,10 @@ def train_long(seconds, recipe):
 def main():
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
+    names = [row for row in ROWS if row not in ("loss", "memory")]  # which come with run
+    about = f"some of: {', '.join(names)}"
+    how = dict(nargs="+", choices=names, default=names, metavar="ROW", help=about)
+    parser.add_argument("--rows", **how)
     parser.add_argument("--before", metavar="COMMIT", help="a commit of this project")
     parser.add_argument("--nanogpt", metavar="PATH", help="a checkout of nanoGPT")
     parser.add_argument("--rounds", type=int, default=3, help="of all rows, a seed each [3]")
@@ -398,8 +401,7 @@ def main():
     elif args.long:
         train_long(args.long, args.recipe)
     else:
-        rows = [row for row in args.rows if row not in ("loss", "memory")]
-        compare(rows, args.rounds, args.quick, args.before, args.nanogpt)
+        compare(args.rows, args.rounds, args.quick, args.before, args.nanogpt)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ class Recorder:
         self.visible = []  # (H, T, T) of each call: whether the mask lets the query see the key
 
     def __call__(self, q, k, v, *args, **options):
+        one = "look.py needs one call of attention() for all heads, with q, k and v (B, H, T, D)"
+        gpt.require(v.dim() == 4, f"{one}; xray.py also takes a call for each head")
         self.weights.append(self.read_off(q, k, v, *args, **options))
         if q is not None:  # all scores alike: only what is masked has no weight
             alike = self.read_off(torch.zeros_like(q), torch.zeros_like(k), v, *args, **options)
@@ -242,7 +244,8 @@ def main(checkpoint, text, page, picture):
     model, vocab, run = load(checkpoint)
     if text is None:
         text = "".join(c for c in LINE if c in vocab)
-        gpt.require(text, f"PROMPT: {checkpoint} knows only {vocab[:20]!r}; give a text of these")
+        known = any(map(str.isalpha, text))
+        gpt.require(known, f"PROMPT: {checkpoint} knows {vocab[-20:]!r}; give a text of these")
     gpt.require(text, "PROMPT is empty; give a text of a character or more")
     unknown = sorted(set(text[-model.block_size :]) - set(vocab))
     gpt.require(not unknown, f"PROMPT={text!r}: the model does not know {unknown}; leave them out")
@@ -254,7 +257,7 @@ def main(checkpoint, text, page, picture):
         text = text[-model.block_size :]
     recorder = record(model, gpt.encode(text, vocab))
     if not recorder.weights:
-        print(f"{checkpoint}: a model without attention, so there is nothing to see")
+        print(f"{checkpoint}: no layer calls attention(), so there is nothing to see")
         return
     for weights in recorder.weights:
         some = weights.isfinite().all() and (weights.amax(-1) > 0).all()
@@ -270,7 +273,8 @@ def main(checkpoint, text, page, picture):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout cannot
+        sys.stdout.reconfigure(errors="replace")
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("look.py", argparse.SUPPRESS, __doc__, formatter_class=form)
     about = f"a model that gpt.py saved [{gpt.CHECKPOINT}]"
@@ -282,5 +286,5 @@ if __name__ == "__main__":
     parser.add_argument("--picture", metavar="PNG", help="draw a picture here; needs matplotlib")
     try:
         main(**vars(parser.parse_args()))
-    except (gpt.BadInput, OSError) as error:
-        parser.error(str(error))
+    except (gpt.BadInput, OSError, KeyboardInterrupt) as error:
+        parser.error(str(error) or "stopped")

@@ -27,6 +27,7 @@ import inspect
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import traceback
 from difflib import SequenceMatcher
@@ -883,15 +884,17 @@ def check_file(path, sender):
     """Run in a process of its own. Sends through a connection, one after the other: "ready"; an
     error or None, the names that will be checked, and why the others are not; and for each name
     whether it is right, with what to say of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # main ends this process
     sender.send("ready")
     sys.argv = [path]
     sys.path[0] = str(Path(path).resolve().parent)  # as in python my_attention.py
-    sys.stdout = open(os.devnull, "w")
+    sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="replace")
     try:
         answers, missing = load(path)
     except ValueError as error:
         sender.send((str(error), [], {}))
         return
+    torch.set_default_device("cpu")  # whatever the file has set
     sender.send((None, list(answers), missing))
     for task, answer in answers.items():
         if found := find_mistake(task, answer):
@@ -951,7 +954,11 @@ def main():
     args = parser.parse_args()
     if args.limit < 1:
         parser.error("--limit: give 1 second or more")
-    sys.stdout.reconfigure(errors="replace")
+    if not args.file.endswith(".py"):
+        hint = "in a notebook, %%writefile my_attention.py at the top of a cell makes one"
+        parser.error(f"{args.file}: give a .py file; {hint}")
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout cannot
+        sys.stdout.reconfigure(errors="replace")
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=check_file, args=(args.file, sender))
@@ -960,8 +967,8 @@ def main():
     try:
         receiver.recv()  # the time limit begins here, when the other process has imported torch
         status = report(args.file, receiver, args.limit)
-    except ValueError as error:
-        parser.error(str(error))
+    except (ValueError, KeyboardInterrupt) as error:
+        parser.error(str(error) or "stopped")
     finally:
         child.kill()  # it may be in an endless loop
     sys.exit(status)

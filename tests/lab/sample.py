@@ -5,8 +5,12 @@
     python tests/lab/sample.py long.pt --length 2000 --seed 2
 
 It prints which run made the model, then the text. A low temperature gives safe text, a high one
-wild text; at 0 each character is the likeliest. In a notebook, model, vocab, run =
-sample.load("gpt.pt") gives a model that gpt.sample and the X-ray take, whatever the flags are now.
+wild text; at 0 each character is the likeliest. In a notebook beside gpt.py, whatever the flags:
+
+    import sys; sys.path.append("tests/lab")
+    import gpt, sample
+    model, vocab, run = sample.load("gpt.pt")
+    print(gpt.sample(model, vocab, "JULIET:"))
 """
 
 import argparse
@@ -27,7 +31,9 @@ def load(path, device="cpu"):
     was trained with, and gpt's own stay as they are. gpt.BadInput if the file cannot be used."""
     try:
         run, weights = torch.load(path, device).values()
-        with patch.multiple(gpt, **{flag: run[flag] for flag in gpt.FULL}):
+        flags = {flag: run[flag] for flag in gpt.FULL if flag in run}
+        gpt.require(flags, "its flags are not known")
+        with patch.multiple(gpt, **gpt.FULL | flags):  # a reader's own flag may be newer
             model = gpt.GPT(len(run["vocab"])).to(device)
         model.load_state_dict(weights)
     except Exception as error:
@@ -49,19 +55,22 @@ def main(checkpoint, prompt, length, temperature, seed):
     gpt.require(good, f"--temperature={temperature}: give a number from 0 on")
     model, vocab, run = load(checkpoint)
     unknown = sorted(set(prompt) - set(vocab))
-    gpt.require(not unknown, f"--prompt={prompt!r}: the model does not know {unknown}")
+    about = f"--prompt={prompt!r}: the model does not know {unknown}; leave them out"
+    gpt.require(not unknown, about)
     print(f"{checkpoint}: {run['name']}, {find_step(run):,} steps, loss {run['val_loss']:.3f}\n")
     with patch.multiple(gpt, SAMPLE=length, SEED=seed):
         print(gpt.sample(model, vocab, prompt, temperature))
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout cannot
+        sys.stdout.reconfigure(errors="replace")
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         "sample.py", argparse.SUPPRESS, __doc__, formatter_class=layout, allow_abbrev=False
     )
-    parser.add_argument("checkpoint", nargs="?", default="gpt.pt", help="the model [gpt.pt]")
+    about = f"the model [{gpt.CHECKPOINT}]"
+    parser.add_argument("checkpoint", nargs="?", default=gpt.CHECKPOINT, help=about)
     parser.add_argument("--prompt", default="", help="how the sample begins [a new line]")
     parser.add_argument("--length", type=int, default=500, help="characters to add [500]")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 or more [1.0]")

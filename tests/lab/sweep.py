@@ -14,13 +14,14 @@ mean. The base is the run that differs least from the full model. Runs are added
 the current folder. A run that is there already is not trained again, so after Ctrl-C the same
 command goes on with what is left. No model is kept.
 
-A table or a picture shows runs of one text and one number of steps: those of which there are most.
+A table or a picture shows runs of one text and one number of steps: those with the most names.
 Flags of gpt.py choose other runs, for example --steps 500. Where a name and seed were run twice,
 the newest counts.
 """
 
 import argparse
 import contextlib
+import glob
 import io
 import json
 import math
@@ -127,7 +128,7 @@ def train(flags):
     number, why there is none. gpt.BadInput for flags that cannot be used."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            _, _, run = gpt.main(**flags, SAMPLE=0)
+            _, _, run = gpt.main(**flags | {"SAMPLE": 0})
     except gpt.BadInput as error:
         if not str(error).startswith("the loss"):
             raise
@@ -164,8 +165,8 @@ def sweep(models, seeds, jobs):
             for name, flags in models.items():
                 if seed not in done[name]:
                     path = f"{folder}/{len(plan)}.pt"
-                    given = dict(SEED=seed, STEPS=gpt.STEPS, DEVICE=gpt.DEVICE, DATA=gpt.DATA)
-                    plan.append(flags | given | {"CHECKPOINT": path})
+                    given = {flag: getattr(gpt, flag) for flag in gpt.REST}
+                    plan.append(flags | given | {"SEED": seed, "CHECKPOINT": path})
         left = len(plan)
         if left:
             print(f"{left} of {len(models) * seeds} runs left", flush=True)
@@ -183,8 +184,8 @@ def sweep(models, seeds, jobs):
 
 
 def choose(runs, given):
-    """Of the runs with these flags, those of one text and number of steps: of which there are most,
-    or the newest of as many. Returns {name: {seed: run}}."""
+    """Of the runs with these flags, those of one text and number of steps: those with the most
+    names, of as many the most runs, and then the newest. Returns {name: {seed: run}}."""
     groups = {}
     for run in runs:
         facts = gpt.FULL | run | {"DATA": run["data"]}  # it may be older than a reader's own flag
@@ -192,7 +193,8 @@ def choose(runs, given):
             group = groups.setdefault((run["data"], run["STEPS"]), {})
             group.setdefault(run["name"], {})[run["SEED"]] = run
     gpt.require(groups, "there are no such runs; train them, without --table, --bars and --plot")
-    return max(reversed(groups.values()), key=lambda group: sum(map(len, group.values())))
+    sizes = [(len(group), sum(map(len, group.values()))) for group in groups.values()]
+    return max(zip(sizes, range(len(sizes)), groups.values(), strict=True))[2]
 
 
 class Row(NamedTuple):
@@ -258,7 +260,8 @@ def tell_cost(row):
 
 def print_table(rows, heading):
     """A line for each row. Its seeds are those that tell the cost, of those that tell the loss."""
-    print(f"\n    loss  {heading:16} seeds  parameters  name")
+    print(f"\nAfter {rows[0].runs[0]['STEPS']:,} steps")
+    print(f"    loss  {heading:16} seeds  parameters  name")
     for row in rows:
         seeds, params = str(len(row.losses)), row.runs[0]["params"]
         if 0 < len(row.costs) < len(row.losses):
@@ -285,7 +288,9 @@ def shorten(row):
 
 def draw_bars(rows, base):
     """The costs as bars, with a dot for each seed. Returns the figure."""
-    axis = new_axis(1.2 + 0.25 * len(rows), f"Cost: the loss less that of {base}. A dot is a seed.")
+    steps = f"{rows[0].runs[0]['STEPS']:,} steps"
+    about = f"Cost after {steps}: the loss less that of {base}. A dot is a seed."
+    axis = new_axis(1.2 + 0.25 * len(rows), about)
     for place, row in enumerate(rows):
         colour = COLOURS.get(row.part, GREY)
         axis.barh(place, mean(row.costs), color=colour, alpha=0.5)
@@ -388,8 +393,13 @@ def main(argv=None):
     )
     group = parser.add_argument_group("options of the sweep")
     add = group.add_argument
-    add("--seeds", type=int, default=1, help="train each so often, from --seed on [1]")
-    add("--jobs", type=int, default=1, help="train so many at a time, each with one thread [1]")
+    add("--seeds", type=int, default=1, help="how many seeds, from --seed on [1]")
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        help="how many runs at the same time, each with one thread [1]",
+    )
     add("--table", nargs="*", metavar="FILE", help="print these records [runs.jsonl]")
     add("--names", nargs="+", metavar="NAME", help="show only these, named as in the table")
     add = group.add_mutually_exclusive_group().add_argument
@@ -403,9 +413,9 @@ def main(argv=None):
     try:
         return show(args, given)
     except ImportError:
-        parser.error("a picture needs matplotlib: pip install -e '.[plots]'")
-    except (gpt.BadInput, OSError) as error:
-        parser.error(str(error))
+        parser.error("a picture needs matplotlib: pip install matplotlib")
+    except (gpt.BadInput, OSError, KeyboardInterrupt) as error:
+        parser.error(str(error) or "stopped")
 
 
 def show(args, given):
@@ -413,7 +423,7 @@ def show(args, given):
     gpt.require(args.seeds > 0 and args.jobs > 0, "--seeds and --jobs must be 1 or more")
     gpt.require(not (args.ladder and args.bars), "the ladder has no bars; draw it with --plot")
     for flag, value in given.items():
-        used = flag in gpt.FULL or flag in ("STEPS", "SEED", "DEVICE", "DATA")
+        used = flag not in ("CHECKPOINT", "SAMPLE")
         gpt.require(used, f"a sweep keeps no model and samples nothing; leave {flag} out")
         setattr(gpt, flag, value)
     chosen = deletions()
@@ -433,16 +443,22 @@ def show(args, given):
     else:
         if "DATA" in given:
             given["DATA"] = hash_text()
-        found = choose(read_runs(args.table or ["runs.jsonl"]), given)
+        patterns = args.table or ["runs.jsonl"]  # a shell of Windows leaves *.jsonl as it is
+        runs = read_runs([path for it in patterns for path in glob.glob(it) or [it]])
+        if args.ladder or args.other_way:
+            runs = [run for run in runs if run["name"] in titles]
+        found = choose(runs, given)
     if args.ladder or args.other_way:
         found = {name: found[name] for name in titles if name in found}
     gpt.require(found, "no run is finished")
     base = min(found, key=lambda name: name.count("="))  # the first of those that differ least
     rows = make_rows(found, titles, base, args.ladder)
     if args.names:
-        unknown = set(args.names) - {row.title for row in rows}
-        gpt.require(not unknown, f"there is no run of the name {unknown}")
-        rows = [row for row in rows if row.title in args.names]
+        names = {name.replace("'", "") for name in args.names}  # as a shell leaves OPTIMIZER='sgd'
+        known = {row.title.replace("'", ""): row for row in rows}
+        unknown = sorted(names - known.keys())
+        gpt.require(not unknown, f"--names: there is no run {unknown}; there are {[*known]}")
+        rows = [row for title, row in known.items() if title in names]
     if not args.ladder:
         rows.sort(key=lambda row: (mean(row.costs), mean(row.losses.values())))
     if args.bars or args.plot:
@@ -451,4 +467,6 @@ def show(args, given):
 
 
 if __name__ == "__main__":
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout cannot
+        sys.stdout.reconfigure(errors="replace")
     main()

@@ -16,7 +16,13 @@ characters instead of 43.
 
 All flags of python gpt.py --help may be given, also --steps, --seed and --data.
 It measures on up to 32 windows of validation text and keeps nothing on disk.
-In a notebook, xray.xray(model, windows) returns the numbers as dictionaries.
+In a notebook beside gpt.py, the numbers come as dictionaries, one a layer:
+
+    import sys; sys.path.append("tests/lab")
+    import gpt, sample, xray
+    model, vocab, run = sample.load("gpt.pt")
+    ids = gpt.encode(gpt.read_text()[-5000:], vocab)
+    rows = xray.xray(model, xray.cut_windows(ids, model.block_size))
 """
 
 import argparse
@@ -28,6 +34,7 @@ import os
 import sys
 import tempfile
 import textwrap
+import zlib
 from pathlib import Path
 from unittest.mock import patch
 
@@ -263,7 +270,7 @@ def watch(train):
         model = train(model, train_ids, val_ids, run)
         run["pictures"] = {
             START: start,
-            f"After step {find_step(run)}": take_picture(model, windows),
+            f"After step {run['STEPS']}": take_picture(model, windows),
         }
         return model
 
@@ -328,6 +335,8 @@ def load_model(path, text, flags):
     gpt.require(len(ids) > model.block_size, f"the text is too short for {path}; give its --data")
     windows = cut_windows(ids.to(next(model.parameters()).device), model.block_size)
     name = f"{path}: {run['name']}, trained to step {find_step(run)}"
+    if run["data"] != f"{zlib.crc32(text.encode()):08x}":
+        name += f", on another text than {run['DATA']!r} was; give that by --data"
     return run | {"name": name, "pictures": {"As trained": take_picture(model, windows)}}
 
 
@@ -354,7 +363,7 @@ def describe(run):
     elif all(row["scores"] is None for row in rows):
         lacks.append("It has no queries and keys, so no scores.")
     if all(row["without"] is None for row in rows):
-        lacks.append("It has no residual path, so no layer can be left out.")
+        lacks.append("No layer can be left out: it has no residual path, or is no Sublayer.")
     if not math.isfinite(picture["loss"]):
         lacks.append("Its loss is no longer a number: training diverged.")
     return lacks
@@ -418,8 +427,8 @@ def print_runs(runs):
         losses = " and ".join(f"{picture['loss']:.3f}" for picture in pictures)
         print(f"\n{title}: loss {losses}")
         prefixes = " and ".join(f"{picture['prefixes']:.2g}" for picture in pictures)
-        length = runs[0]["BLOCK_SIZE"]
-        print(f"One pass, or {length} passes over the prefixes: logits differ by {prefixes}")
+        length = " and ".join(dict.fromkeys(str(run["BLOCK_SIZE"]) for run in runs))
+        print(f"One pass, or {length} over the prefixes: logits differ by {prefixes}")
         if any(picture["rows"] for picture in pictures):
             print_table(pictures, STREAM, heads=False)
             print_table(pictures, EFFECT, heads=title != START)
@@ -452,5 +461,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace", line_buffering=True)
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout cannot
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
     main(sys.argv[1:])
