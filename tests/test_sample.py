@@ -265,10 +265,18 @@ def test_a_model_from_before_a_reader_s_own_flag_is_loaded(text, monkeypatch):
     model, _, run = gpt.main(**SHORT, NORM=False)
     monkeypatch.setitem(gpt.FULL, "RMSNORM", False)
     monkeypatch.setattr(gpt, "RMSNORM", True, raising=False)
+    made = []
+
+    class GPT(gpt.GPT):
+        def __init__(self, vocab_size):
+            super().__init__(vocab_size)
+            made.append(gpt.RMSNORM)
+
+    monkeypatch.setattr(gpt, "GPT", GPT)
     loaded, _, record = sample.load("gpt.pt")
     ids = torch.arange(8)[None]
     assert torch.equal(loaded(ids), model(ids)) and record["name"] == run["name"]
-    assert gpt.RMSNORM is True
+    assert made == [False] and gpt.RMSNORM is True
 
 
 def test_weights_of_other_code_are_told(text, monkeypatch):
