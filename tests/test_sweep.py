@@ -277,7 +277,7 @@ def test_the_ladder_and_the_other_way_choose_among_their_own_runs(folder, capsys
         *[record(2.0, steps=500, **flags) for _, flags in sweep.OTHER_WAY],
         *[
             record(2.0, seed, steps=300, **flags)
-            for seed in (1, 2)
+            for seed in range(3)
             for _, flags in sweep.deletions()
         ],
     )
