@@ -307,7 +307,7 @@ def compare(run):
             if all(row[key] == run[key] for key in ("data", "STEPS", "SEED")):
                 losses[str(row["name"])] = float(row["val_loss"])
     base = min(losses, key=lambda name: name.count("="))  # differs least from full
-    print("\n     loss    cost  name")
+    print(f"\n     loss    cost  name ({run['STEPS']:,} steps, seed {run['SEED']})")
     for name, loss in sorted(losses.items(), key=lambda item: item[1]):
         mark = ">" if name == run["name"] else " "
         print(f"{mark}{loss:8.3f}{loss - losses[base]:+8.3f}  {name}")

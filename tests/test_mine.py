@@ -705,6 +705,7 @@ def test_a_right_file_that_imports_its_neighbour(command):
         "MultiHead is right.",
         "Block is right.",
         "attention is not in mine.py. Is attn meant? Write it as attention(q, k, v).",
+        "All that could be checked is right.",
     ]
     assert status == 0
     assert errors == ""

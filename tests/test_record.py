@@ -16,7 +16,7 @@ from conftest import DELETIONS, OWN, SCRIPT, TINY, everything, start
 import gpt
 
 SOURCE = SCRIPT.read_text("utf-8")
-HEADER = "     loss    cost  name\n"
+HEADER = r"     loss    cost  name \((?:[\d,]+) steps, seed \d+\)\n"
 ROW = r"(.) *(\d+\.\d{3}) *([+-]\d+\.\d{3})  (.+)"
 LIGHT = TINY | {"N_LAYER": 0}
 KEYS = "name data params vocab started curve val_loss"
@@ -29,7 +29,7 @@ def records():
 def table(out):
     """The rows of the table in out, name to mark, loss and cost, in order."""
     rows = {}
-    for line in out.split(HEADER)[-1].splitlines():
+    for line in re.split(HEADER, out)[-1].splitlines():
         mark, loss, cost, name = re.fullmatch(ROW, line).groups()
         assert name not in rows
         rows[name] = mark, loss, cost
@@ -77,12 +77,13 @@ def test_the_full_model_is_the_file_as_it_lies():
 
 
 # runs.jsonl.
-def test_the_record_of_a_run(text):
+def test_the_record_of_a_run(text, capsys):
     before = time.time()
     returned = gpt.main(**LIGHT | {"N_HEAD": 4, "STEPS": 120, "SEED": 3})[2]
     (run,) = records()
     assert run == returned and set(run) == set(KEYS.split()) | set(gpt.FULL | gpt.REST)
     assert run["name"] == "N_LAYER=0 N_EMBD=8 BLOCK_SIZE=8 BATCH_SIZE=4"
+    assert "  name (120 steps, seed 3)\n" in capsys.readouterr().out
     differs = {"N_LAYER": 0, "N_EMBD": 8, "BLOCK_SIZE": 8, "BATCH_SIZE": 4}
     assert {flag: run[flag] for flag in gpt.FULL} == gpt.FULL | differs
     assert (run["SEED"], run["STEPS"]) == (3, 120)

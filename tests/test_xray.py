@@ -402,7 +402,10 @@ def test_two_models_side_by_side_and_nothing_is_left_on_disk(small):
             "No layer calls attention(), so there are no scores and nothing is seen.",
         ),
         ("--no-query-key", "It has no queries and keys, so no scores."),
-        ("--no-residual", "No layer can be left out: it has no residual path, or is no Sublayer."),
+        (
+            "--no-residual",
+            "No layer can be left out: it has no residual path, or layers of another kind.",
+        ),
         (
             "--no-norm --optimizer=sgd --learning-rate=1e9",
             "Its loss is no longer a number: training diverged.",

@@ -37,7 +37,7 @@ NANOGPT = (
     " --lr_decay_iters=2000 --dropout=0.0"
 )
 QUICK_NANOGPT = NANOGPT + " --max_iters=10 --lr_decay_iters=10 --eval_interval=5"
-SMALL = "--n-layer 2 --block-size 64 --batch-size 16"  # reaches TARGET soonest
+SMALL = "--n-layer 2 --block-size 64 --batch-size 16 --learning-rate 5e-3"  # to TARGET soonest
 LONG = (
     "--n-embd 160 --n-layer 4 --n-head 5 --block-size 256 --batch-size 8 --dropout 0.15"
     " --learning-rate 2.37e-3"

@@ -937,6 +937,8 @@ def report(path, receiver, limit):
         print(f"{task} {message}")
     for task, why in missing.items():
         print(f"{task} {why}")
+    if status == 0:
+        print("All that could be checked is right.")
     return status
 
 

@@ -363,7 +363,9 @@ def describe(run):
     elif all(row["scores"] is None for row in rows):
         lacks.append("It has no queries and keys, so no scores.")
     if all(row["without"] is None for row in rows):
-        lacks.append("No layer can be left out: it has no residual path, or is no Sublayer.")
+        lacks.append(
+            "No layer can be left out: it has no residual path, or layers of another kind."
+        )
     if not math.isfinite(picture["loss"]):
         lacks.append("Its loss is no longer a number: training diverged.")
     return lacks
