@@ -288,8 +288,8 @@ def shorten(row):
 
 def draw_bars(rows, base):
     """The costs as bars, with a dot for each seed. Returns the figure."""
-    steps = f"{rows[0].runs[0]['STEPS']:,} steps"
-    about = f"Cost after {steps}: the loss less that of {base}. A dot is a seed."
+    steps = rows[0].runs[0]["STEPS"]
+    about = f"Cost after {steps:,} steps: the loss less that of {base}. A dot is a seed."
     axis = new_axis(1.2 + 0.25 * len(rows), about)
     for place, row in enumerate(rows):
         colour = COLOURS.get(row.part, GREY)
@@ -394,12 +394,7 @@ def main(argv=None):
     group = parser.add_argument_group("options of the sweep")
     add = group.add_argument
     add("--seeds", type=int, default=1, help="how many seeds, from --seed on [1]")
-    add(
-        "--jobs",
-        type=int,
-        default=1,
-        help="how many runs at the same time, each with one thread [1]",
-    )
+    add("--jobs", type=int, default=1, help="how many runs at once, each with one thread [1]")
     add("--table", nargs="*", metavar="FILE", help="print these records [runs.jsonl]")
     add("--names", nargs="+", metavar="NAME", help="show only these, named as in the table")
     add = group.add_mutually_exclusive_group().add_argument
